@@ -1,0 +1,106 @@
+"""A checkpoint on disk as named tensors. Knows files, dtypes and shapes; no method and no model object."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weightguard.checkpoint import strict_json
+from weightguard.checkpoint.header import FLOATS, Header, TensorInfo
+from weightguard.checkpoint.hub import Resolved, allowed_target
+from weightguard.checkpoint.layout import ADAPTER, Layout, opened, read_layout
+from weightguard.errors import CheckpointError, UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+
+_TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Names to tensors of one directory. Opening reads headers and configs only, and needs no torch."""
+
+    directory: Path
+    label: str
+    revision: str | None
+    layout: Layout
+    config: dict
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.layout.kind == ADAPTER
+
+    @property
+    def headers(self) -> dict[str, Header]:
+        return self.layout.headers
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor, shard by shard, in header order."""
+        return {name: info for file in self.layout.files for name, info in self.headers[file].tensors.items()}
+
+    @cached_property
+    def largest(self) -> int:
+        return max((info.nbytes for info in self.tensors.values()), default=0)
+
+    def info(self, name: str) -> TensorInfo:
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.label}: no tensor {name!r}")
+        return self.tensors[name]
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor in fresh memory of its own (never a map of the file, which another process could cut)."""
+        import torch
+
+        info = self.info(name)
+        if info.dtype not in FLOATS:
+            raise UnsupportedError(f"{info.file}: tensor {name!r} is {info.dtype}, not a float type that can be edited")
+        tensor = torch.empty(info.shape, dtype=getattr(torch, _TORCH[info.dtype]))
+        flat = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if info.nbytes else memoryview(b"")
+        with opened(self.directory, info.file) as descriptor:
+            read_exactly(descriptor, flat, info.start, info.file)
+        return tensor
+
+
+def read_exactly(descriptor: int, buffer: memoryview, offset: int, file: str) -> None:
+    """Fill `buffer` from `offset`; a file that ends early (cut while it is read) is a CheckpointError."""
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(descriptor, [buffer[done:]], offset + done)
+        if count == 0:
+            raise CheckpointError(f"{file}: the file became shorter while it was read; copy it again")
+        done += count
+
+
+def open_checkpoint(resolved: Resolved) -> Checkpoint:
+    """Open and check headers, index and config of a resolved directory. Errors: CheckpointError, exit 3."""
+    layout = read_layout(resolved.directory)
+    name = "adapter_config.json" if layout.kind == ADAPTER else "config.json"
+    path = resolved.directory / name
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{resolved.label}: no {name}")
+    allowed_target(path, resolved.directory)
+    config = strict_json.read(path, name)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{name}: not a JSON object")
+    return Checkpoint(resolved.directory, resolved.label, resolved.revision, layout, config)
+
+
+def check_editable(checkpoint: Checkpoint) -> None:
+    """Refuse quantised weights by name: an edit of packed integers or scaled floats would not mean what it says."""
+    quantisation = checkpoint.config.get("quantization_config")
+    if quantisation:
+        kind = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
+        raise UnsupportedError(
+            f"{checkpoint.label}: quantised weights ({kind}) cannot be edited; repair the unquantised model, then quantise"
+        )
+    for info in checkpoint.tensors.values():
+        if info.dtype.startswith(("F8", "F6", "F4")) or info.name.endswith((".qweight", ".weight_packed")):
+            raise UnsupportedError(
+                f"{info.file}: tensor {info.name!r} is {info.dtype}, quantised; repair the unquantised model instead"
+            )

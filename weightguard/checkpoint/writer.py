@@ -1,0 +1,78 @@
+"""Small safetensors files of our own (statistics, plans): numpy arrays in, the same bytes on every run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weightguard.checkpoint.header import read_header
+from weightguard.errors import CheckpointError, InputError, OutputError
+
+if TYPE_CHECKING:
+    import numpy
+
+_CODES = {"float64": "F64", "float32": "F32", "int64": "I64", "uint8": "U8"}
+
+
+def safetensors_bytes(arrays: Mapping[str, numpy.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file in memory, tensors in the order given, header padded with spaces to 8 bytes."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    position = 0
+    for name, array in arrays.items():
+        header[name] = {"dtype": _CODES[array.dtype.name], "shape": list(array.shape),
+                        "data_offsets": [position, position + array.nbytes]}  # fmt: skip
+        position += array.nbytes
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(a.tobytes() for a in arrays.values())
+
+
+def read_arrays(path: Path, what: str) -> tuple[dict[str, numpy.ndarray], dict[str, str]]:
+    """Arrays and metadata of such a file. Errors: InputError that names the file and `what` it should have been."""
+    import numpy
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; it should be {what}")
+    types = {code: name for name, code in _CODES.items()}
+    with path.open("rb") as file:
+        header = read_header(file.fileno(), path.name)
+        arrays = {}
+        for name, info in header.tensors.items():
+            if info.dtype not in types:
+                raise CheckpointError(f"{path.name}: {name!r} is {info.dtype}; this is not {what}")
+            data = os.pread(file.fileno(), info.nbytes, info.start)
+            arrays[name] = numpy.frombuffer(data, types[info.dtype]).reshape(info.shape)
+    return arrays, header.metadata
+
+
+def write_file(path: Path, data: bytes, *, force: bool = False) -> None:
+    """Write a whole file or nothing: a temporary beside it, fsync, then one rename. Refuses to replace without force."""
+    check_free(path, force=force)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path) if force else _publish_new(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_free(path: Path, *, force: bool) -> None:
+    """Refuse a name that is taken, before the work that would fill it. Error: OutputError."""
+    if os.path.lexists(path) and (not force or not path.is_file()):
+        raise OutputError(f"{path}: exists; give another name{'' if path.is_dir() else ' or --force'}")
+
+
+def _publish_new(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)  # fails where the name is taken, which rename would not
+    except FileExistsError:
+        raise OutputError(f"{path}: exists; give another name or --force") from None
+    except OSError:
+        temporary.rename(path)  # a file system without hard links
