@@ -1,0 +1,120 @@
+"""One forward pass over the calibration rows serves every linear: q, k, v share a hook, and so do gate and up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy
+import torch
+
+from weightguard.checkpoint import Linear, LoraPair, family_of, match_linears
+from weightguard.data import Encoded
+from weightguard.errors import CheckpointError
+from weightguard.kernels import ops
+
+Progress = Callable[[int, int], None]
+BATCH_TOKENS = 4096
+
+
+def input_square_sums(
+    model: Any,
+    config: dict,
+    linears: Mapping[str, Linear],
+    rows: Sequence[Encoded],
+    progress: Progress,
+    pairs: Mapping[str, LoraPair] | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> dict[str, numpy.ndarray]:
+    """Σ_t x_{t,j}² over the counted tokens: on-disk tensor name -> float64 (in,).
+
+    model: a causal model, or a peft model with `pairs` (base tensor -> pair), which adds lora_A's and lora_B's inputs.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    counted = torch.zeros(0, dtype=torch.bool)
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, key=key: _add(sums, key, args[0], counted))
+        for key, module in _hooked(model, config, pairs).items()
+    ]
+    try:
+        done = 0
+        for batch in batches(rows, batch_tokens):
+            ids, attention, counted = padded(batch, _device_of(model))
+            _run(model, ids, attention)
+            done += len(batch)
+            progress(done, len(rows))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: sums[key].cpu().numpy() for name, key in _keys(linears, pairs).items()}
+
+
+def _add(sums: dict[str, torch.Tensor], key: str, inputs: torch.Tensor, counted: torch.Tensor) -> None:
+    found = ops.square_sums(inputs.detach(), counted)
+    sums[key] = sums[key] + found if key in sums else found
+
+
+def _hooked(model: Any, config: dict, pairs: Mapping[str, LoraPair] | None) -> dict[str, torch.nn.Module]:
+    """Key -> the module whose input is taken: one per input site, and every lora_B, whose input A·x is its own."""
+    modules = dict(model.named_modules())
+    hooked: dict[str, torch.nn.Module] = {}
+    for path, linear in match_linears(family_of(config), modules).items():
+        hooked.setdefault(_site_key(linear), modules[path])
+    for pair in (pairs or {}).values():
+        ends = f"{pair.module}.lora_B.default"
+        found = [p for p in modules if p.endswith(ends)]
+        if not found:
+            raise CheckpointError(f"adapter: peft did not build {pair.module}; its target_modules and tensors disagree")
+        hooked[pair.b] = modules[found[0]]
+    return hooked
+
+
+def _site_key(linear: Linear) -> str:
+    return "{}.{}".format(*linear.site)
+
+
+def _keys(linears: Mapping[str, Linear], pairs: Mapping[str, LoraPair] | None) -> dict[str, str]:
+    keys = {name: _site_key(linear) for name, linear in linears.items()}
+    for tensor, pair in (pairs or {}).items():
+        if tensor in linears:
+            keys |= {pair.a: _site_key(linears[tensor]), pair.b: pair.b}
+    return keys
+
+
+@torch.inference_mode()
+def _run(model: Any, ids: torch.Tensor, attention: torch.Tensor) -> None:
+    # The decoder alone: no logits, which for a large vocabulary would be most of the memory.
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    inner.base_model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False)
+
+
+def batches(rows: Sequence[Encoded], batch_tokens: int) -> Iterator[list[Encoded]]:
+    """Rows of similar length together, at most `batch_tokens` padded tokens a batch, in an order fixed by the data."""
+    ordered = sorted(rows, key=lambda row: len(row.ids))
+    batch: list[Encoded] = []
+    for row in ordered:
+        if batch and len(row.ids) * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def padded(batch: Sequence[Encoded], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(ids int64, attention mask int64, counted bool), all (rows, longest), padded on the right with id 0."""
+    width = max(len(row.ids) for row in batch)
+    ids = torch.zeros(len(batch), width, dtype=torch.int64)
+    attention = torch.zeros_like(ids)
+    counted = torch.zeros(len(batch), width, dtype=torch.bool)
+    for i, row in enumerate(batch):
+        size = len(row.ids)
+        ids[i, :size] = torch.from_numpy(row.ids.astype(numpy.int64))
+        attention[i, :size] = 1
+        counted[i, :size] = torch.from_numpy(row.counted)
+    return ids.to(device), attention.to(device), counted.to(device)
+
+
+def _device_of(model: Any) -> torch.device:
+    return model.get_input_embeddings().weight.device

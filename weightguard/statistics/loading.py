@@ -1,0 +1,138 @@
+"""Model objects, for running only: stock transformers and peft load what our own reader has already checked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weightguard.checkpoint import CODE_KEYS, Checkpoint
+from weightguard.errors import CheckpointError, UnsupportedError, UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+) -> Any:
+    """The causal language model of a checkpoint, in eval mode.
+
+    dtype: float32 by default whatever the files hold. state_dict: tensors by on-disk name instead of the files'.
+    Code named by the config is never looked at. Errors: UnsupportedError, CheckpointError.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype}: must be one of {', '.join(DTYPES)}")
+    config = model_config(checkpoint)
+    with quiet():
+        try:
+            kind = AutoModelForCausalLM._model_mapping[type(config)]
+            path = None if state_dict is not None else str(checkpoint.directory)
+            given = {} if state_dict is None else {"state_dict": dict(state_dict)}
+            model = kind.from_pretrained(
+                path, config=config, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True, **given
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{checkpoint.label}: transformers cannot load it: {_first_line(error)}") from error
+    return model.to(_device(device)).eval()
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: {_first_line(error)}") from error
+    return device
+
+
+def model_config(checkpoint: Checkpoint) -> Any:
+    """transformers' config object, built from our own reading of config.json without the keys that can name code."""
+    from transformers import CONFIG_MAPPING
+
+    kind = str(checkpoint.config.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise UnsupportedError(f"config.json: transformers has no architecture {kind!r}")
+    plain = {key: value for key, value in checkpoint.config.items() if key not in (*CODE_KEYS, "model_type")}
+    try:
+        return CONFIG_MAPPING[kind].from_dict(plain)
+    except Exception as error:  # the config class validates a stranger's values in many ways
+        raise CheckpointError(f"config.json: transformers refuses it: {_first_line(error)}") from error
+
+
+def load_adapted(base: Any, adapter: Checkpoint, state_dict: Mapping[str, torch.Tensor] | None = None) -> Any:
+    """`base` with the adapter over it, not merged, in eval mode; `state_dict` replaces the adapter's tensors."""
+    import peft
+
+    with quiet():
+        try:
+            model = peft.PeftModel.from_pretrained(base, str(adapter.directory), local_files_only=True)
+            if state_dict is not None:
+                peft.set_peft_model_state_dict(model, dict(state_dict))
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+            raise CheckpointError(f"{adapter.label}: peft cannot load it: {_first_line(error)}") from error
+    return model.eval()
+
+
+def load_tokenizer(*directories: Path) -> Any:
+    """The tokenizer of the first directory that has one. Error: CheckpointError."""
+    from transformers import AutoTokenizer
+
+    for directory in directories:
+        if not any(
+            (directory / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+        ):
+            continue
+        with quiet():
+            try:
+                return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+            except Exception as error:  # tokenizer files fail in as many ways as there are tokenizers
+                raise CheckpointError(f"{directory}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+    raise CheckpointError(
+        f"{directories[0]}: no tokenizer; add its files, or give pre-tokenised data (.safetensors with input_ids)"
+    )
+
+
+def vocabulary_rows(model: Any) -> int:
+    """Rows of the input embedding: the ids a forward pass accepts."""
+    return model.get_input_embeddings().weight.shape[0]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """transformers' own bars and chatter off for a while; what matters is raised or said by us."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def pinned_threads(count: int) -> Iterator[None]:
+    """A fixed torch thread count: the last bits of a forward pass depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

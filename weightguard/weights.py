@@ -1,0 +1,132 @@
+"""The tuned and aligned weights behind each tensor, in logical (out, in) order, whatever the files look like.
+
+A full checkpoint, a base with a LoRA adapter over it and GPT-2's (in, out) storage all become the same two functions:
+tuned rows and aligned rows. Methods score them, the rewrite edits them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from weightguard.checkpoint import Checkpoint, Linear, LoraPair, Merged
+from weightguard.errors import CheckpointError
+from weightguard.kernels import ops
+
+Rows = Callable[[int, int], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """`model` gives the files and their layout. `merged`: the tuned weights are its base with an adapter over it.
+
+    `aligned`: where D = W − W_aligned starts; with `merged` that is the base itself. `linears` tells the orientation.
+    """
+
+    model: Checkpoint
+    merged: Merged | None
+    aligned: Checkpoint | None
+    linears: Mapping[str, Linear]
+
+    def is_tuned(self, name: str) -> bool:
+        """True when the tuned weight is not simply what the files hold."""
+        return self.merged is not None and name in self.merged.pairs
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One tensor open for editing, in logical (out, in) order, by row blocks of the working dtype.
+
+    `stored` is the tensor as read, in storage order: the edit is written into it through `logical`, block by block, so
+    blocks must be asked for before they are overwritten. tuned(i, j) and aligned(i, j) give W and W_aligned;
+    `reference` is the aligned tensor as read from another checkpoint, where there is one.
+    """
+
+    stored: torch.Tensor
+    logical: torch.Tensor
+    tuned: Rows
+    aligned: Rows | None
+    reference: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.logical.shape[0], self.logical.shape[1]
+
+
+def open_weights(sources: Sources, name: str, *, with_aligned: bool) -> Weights:
+    """Read one tensor and what it is compared with. NaN or infinity in either is a CheckpointError."""
+    stored = finite(sources.model, name)
+    if sources.merged is not None and name in sources.merged.pairs:
+        return _over_base(sources.merged, name, stored)
+    logical = _turned(stored, _is_transposed(sources, name))
+    work = _working(stored.dtype)
+    reference = _reference(sources, name) if with_aligned else None
+    aligned = None if reference is None else _blocks(_turned(reference, _is_transposed(sources, name)), work)
+    return Weights(stored, logical, _blocks(logical, work), aligned, reference)
+
+
+def _blocks(logical: torch.Tensor, work: torch.dtype) -> Rows:
+    return lambda i, j: logical[i:j].to(work)
+
+
+def _is_transposed(sources: Sources, name: str) -> bool:
+    return name in sources.linears and sources.linears[name].transposed
+
+
+def _reference(sources: Sources, name: str) -> torch.Tensor:
+    assert sources.aligned is not None, "a delta edit needs the aligned checkpoint"
+    return finite(sources.aligned, name)
+
+
+def _over_base(merged: Merged, name: str, stored: torch.Tensor) -> Weights:
+    pair = merged.pairs[name]
+    update = low_rank(merged.adapter, pair)
+    logical = _turned(stored, pair.transposed)
+    aligned = _blocks(logical, _working(stored.dtype))
+    return Weights(stored, logical, lambda i, j: aligned(i, j) + update.rows(i, j), aligned)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """s·B·A, B (out, r) and A (r, in) in float64, by row blocks.
+
+    The products are summed in float64 in the order of the rank, one elementwise multiply and add at a time: a matrix
+    product would give other last bits on another machine or thread count.
+    """
+
+    b: torch.Tensor
+    a: torch.Tensor
+    scaling: float
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows start..stop of the update, float32."""
+        block = torch.zeros(stop - start, self.a.shape[1], dtype=torch.float64)
+        for rank in range(self.a.shape[0]):
+            block += self.b[start:stop, rank, None] * self.a[rank]
+        return (block * self.scaling).float()
+
+
+def low_rank(adapter: Checkpoint, pair: LoraPair) -> LowRank:
+    """The update of one module, read from the adapter's shards. NaN or infinity is a CheckpointError."""
+    return LowRank(finite(adapter, pair.b).double(), finite(adapter, pair.a).double(), pair.scaling)
+
+
+def finite(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """The tensor, once it is known to hold no NaN and no infinity."""
+    tensor = checkpoint.read(name)
+    if not ops.is_finite(tensor):
+        raise CheckpointError(
+            f"{checkpoint.info(name).file}: tensor {name!r} holds NaN or infinity; such weights cannot be scored or repaired"
+        )
+    return tensor
+
+
+def _turned(tensor: torch.Tensor, transposed: bool) -> torch.Tensor:
+    return tensor.T if transposed else tensor
+
+
+def _working(dtype: torch.dtype) -> torch.dtype:
+    # float32 holds every bf16 and fp16 value exactly, so an entry that is not edited comes back as the same bits.
+    return torch.float64 if dtype == torch.float64 else torch.float32
