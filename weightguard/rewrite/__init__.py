@@ -1,0 +1,14 @@
+"""Replays a plan on files: stream, apply, copy, hash, verify, publish. Knows no method."""
+
+from weightguard.rewrite.apply import Change, apply
+from weightguard.rewrite.card import totals
+from weightguard.rewrite.manifest import Manifest, identity
+from weightguard.rewrite.publish import Options, counted, rewrite
+from weightguard.rewrite.stage import Stage, check_target
+from weightguard.rewrite.stream import all_tensors
+from weightguard.rewrite.verify import Verified, verify_against, verify_output
+
+__all__ = [
+    "Change", "Manifest", "Options", "Stage", "Verified", "all_tensors", "apply", "check_target", "counted", "identity",
+    "rewrite", "totals", "verify_against", "verify_output",
+]  # fmt: skip

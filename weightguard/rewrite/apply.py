@@ -1,0 +1,95 @@
+"""One edit on one tensor: which entries change, what they become, and how far the tensor moved."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from weightguard.errors import UnsupportedError
+from weightguard.kernels import ops
+from weightguard.kernels.reference import Keys, Mask
+from weightguard.plan import Edit, Scale, Select
+from weightguard.statistics.selection import Score, keys
+from weightguard.weights import Weights
+
+
+@dataclass
+class Change:
+    """What an edit did to one tensor, measured against the tuned weights. Norms are Frobenius, summed in float64."""
+
+    entries: int = 0
+    selected: int = 0
+    changed: int = 0
+    weight_norm: float = 0.0
+    change_norm: float = 0.0
+    update_norm_before: float | None = None
+    update_norm_after: float | None = None
+
+    def as_dict(self) -> dict[str, int | float]:
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+def apply(edit: Edit | None, weights: Weights) -> Change:
+    """Write the edited tensor into `weights.stored` and measure the change. None merges an adapter and edits nothing."""
+    change = Change(entries=weights.logical.numel())
+    squares: dict[str, list[float]] = {}
+    for start, stop, mask in _masks(edit, weights):
+        tuned = weights.tuned(start, stop)
+        aligned = weights.aligned(start, stop) if weights.aligned else None
+        after = _after(edit, mask, tuned, aligned).to(weights.stored.dtype)
+        before = tuned.to(weights.stored.dtype)
+        change.selected += int(mask.sum())
+        change.changed += int((after != before).sum())
+        _add_squares(squares, before, after, aligned)
+        weights.logical[start:stop] = after
+    for key, sums in squares.items():
+        setattr(change, key, math.sqrt(math.fsum(sums)))
+    return change
+
+
+def _masks(edit: Edit | None, weights: Weights) -> Iterator[Mask]:
+    if not isinstance(edit, Select):
+        whole = isinstance(edit, Scale) and edit.keep != 1
+        for start, stop in ops.tiles(weights.shape):
+            yield start, stop, torch.full((stop - start, weights.shape[1]), whole)
+        return
+    chosen = ops.masks(_keys(edit, weights), weights.shape, edit.k, edit.group)
+    if edit.spare_norms is None:
+        yield from chosen
+        return
+    spare = dataclasses.replace(edit, norms=edit.spare_norms, score="wanda")
+    spared = ops.masks(_keys(spare, weights), weights.shape, edit.spare_k, edit.group)
+    for (start, stop, mask), (_, _, kept) in zip(chosen, spared, strict=True):
+        yield start, stop, mask & ~kept
+
+
+def _keys(edit: Select, weights: Weights) -> Keys:
+    return keys(weights, edit.of, Score(edit.score, edit.norms, edit.seed))
+
+
+def _after(edit: Edit | None, mask: torch.Tensor, tuned: torch.Tensor, aligned: torch.Tensor | None) -> torch.Tensor:
+    if edit is None:
+        return tuned
+    origin = torch.zeros_like(tuned) if edit.of == "weight" else aligned
+    assert origin is not None
+    if isinstance(edit, Scale):
+        # The two ends are exact; between them one rounding in the working dtype, one on storing.
+        return {0.0: origin, 1.0: tuned}.get(edit.keep, origin + edit.keep * (tuned - origin))
+    if isinstance(edit, Select):
+        return torch.where(mask, origin, tuned)
+    raise UnsupportedError(f"this version cannot replay an edit of kind {type(edit).__name__}")
+
+
+def _add_squares(sums: dict[str, list[float]], before: torch.Tensor, after: torch.Tensor, aligned: torch.Tensor | None):
+    # Rows are summed by a fixed tree and rows are added exactly (fsum), so the norms are the same bytes everywhere.
+    b, a = before.double(), after.double()
+    parts = {"weight_norm": b, "change_norm": a - b}
+    if aligned is not None:
+        origin = aligned.double()
+        parts |= {"update_norm_before": b - origin, "update_norm_after": a - origin}
+    for key, part in parts.items():
+        sums.setdefault(key, []).extend(ops.row_sums(part * part).tolist())

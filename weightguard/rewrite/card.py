@@ -1,0 +1,68 @@
+"""The model card of an output: what was done, in plain words, and the line that does it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from weightguard.checkpoint import front_matter
+from weightguard.rewrite.manifest import Manifest
+
+_WORDS = {
+    "delta": "entries of the fine-tuning update W_tuned - W_aligned went back to the aligned model's value",
+    "weight": "entries of the weights were set to zero",
+    "factor": "entries of the adapter's LoRA factors were set to zero",
+}
+_SCALED = {
+    "delta": "the fine-tuning update W_tuned - W_aligned was scaled down as a whole",
+    "weight": "the weights were scaled down as a whole",
+    "factor": "the adapter's lora_B factors were scaled down as a whole",
+}
+
+
+def model_card(manifest: Manifest, source: Path) -> bytes:
+    """README.md of the output. The original card's front matter and text are kept below ours."""
+    data = manifest.data
+    _, front, body = front_matter(source)
+    total = totals(manifest)
+    lines = [
+        *(["---", front.strip("\n"), "---", ""] if front.strip() else []),
+        "# Repaired with weightguard",
+        "",
+        f"Method: `{data['method']}` ({data['paper']}), target `{data['target']}`.",
+        f"What was done: {_what(data)}.",
+        "",
+        f"- tensors edited: {total['tensors']} of {len(manifest.outputs['tensors'])}",
+        f"- entries changed: {total['changed']} of {total['entries']} in those tensors ({_percent(total)})",
+        f"- options: {', '.join(f'{key} = {value}' for key, value in data['options'].items())}",
+        *(f"- {note}" for note in data.get("notes", [])),
+        "",
+        "A repair restores behaviour on what it was calibrated for; it is no proof of safety. Evaluate before release.",
+        "",
+        "## Reproduce",
+        "",
+        "```",
+        data["command"],
+        "weightguard verify OUT --against MODEL",
+        "```",
+        "",
+        "MODEL, OUT and the other placeholders stand for the inputs whose digests are in `weightguard.json`.",
+        *(["", "## The card of the input", "", body.strip("\n")] if body.strip() else []),
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _what(data: Mapping[str, Any]) -> str:
+    words = _SCALED if data["method"] == "scale" else _WORDS
+    return words.get(data["target"], "see weightguard.json")
+
+
+def _percent(total: Mapping[str, int]) -> str:
+    return f"{100 * total['changed'] / total['entries']:.4g} %" if total["entries"] else "none"
+
+
+def totals(manifest: Manifest) -> dict[str, int]:
+    """Sums over the edited tensors: how many, their entries, selected and changed."""
+    edits = manifest.edits.values()
+    return {"tensors": len(edits)} | {k: sum(e[k] for e in edits) for k in ("entries", "selected", "changed")}

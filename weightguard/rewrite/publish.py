@@ -1,0 +1,73 @@
+"""A plan and its sources in, a published directory and its manifest out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightguard.checkpoint import Resolved, open_checkpoint
+from weightguard.plan import Plan
+from weightguard.rewrite import manifest as manifests
+from weightguard.rewrite.card import model_card
+from weightguard.rewrite.companions import copy_companions, write_companion
+from weightguard.rewrite.manifest import Manifest
+from weightguard.rewrite.stage import Stage, check_space
+from weightguard.rewrite.stream import write_weights
+from weightguard.rewrite.verify import verify_output
+from weightguard.weights import Sources
+
+Progress = Callable[[str, int, int], None]
+SLACK = 64 << 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to write: replace an earlier output, read everything again after the sync."""
+
+    force: bool = False
+    verify_write: bool = True
+
+
+def rewrite(
+    plan: Plan,
+    sources: Sources,
+    target: Path,
+    inputs: Mapping[str, Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    progress: Progress,
+    options: Options = Options(),
+) -> Manifest:
+    """Write `target` whole or not at all. `inputs` and `facts` go into the manifest (see `manifest.build`).
+
+    `progress(stage, bytes done, bytes in all)`. Errors: OutputError (exists, locked), CheckpointError, SystemFailure.
+    """
+    total = sum(info.nbytes for info in sources.model.tensors.values())
+    check_space(target.parent, total + SLACK)
+    with Stage(target, force=options.force) as stage:
+        written = write_weights(plan, sources, stage.path, counted(progress, "write", total))
+        others, notes = copy_companions(sources.model, stage.path)
+        facts = {**facts, "notes": [*facts.get("notes", []), *notes]}
+        manifest = manifests.build(plan, written, inputs, others, facts)
+        card = model_card(manifest, sources.model.directory)
+        others["README.md"] = write_companion(stage.path / "README.md", card)
+        manifest = manifests.build(plan, written, inputs, others, facts)
+        write_companion(stage.path / manifests.NAME, manifest.to_bytes())
+        if options.verify_write:
+            output = open_checkpoint(Resolved(stage.path, None, None, str(target), None))
+            verify_output(output, manifest, counted(progress, "verify", total))
+        stage.publish()
+    return manifest
+
+
+def counted(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
+    """A callback that takes the bytes of one step and reports the running sum."""
+    done = 0
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(stage, done, total)
+
+    return step

@@ -1,0 +1,189 @@
+"""Write the edited weight files: headers and untouched tensors as they are, edited tensors from memory, hashed on the way."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from weightguard.checkpoint import TensorInfo, opened, read_exactly
+from weightguard.errors import CheckpointError
+from weightguard.kernels import ops
+from weightguard.plan import Edit, Plan
+from weightguard.rewrite.apply import Change, apply
+from weightguard.weights import Sources, Weights, open_weights
+
+CHUNK = 4 << 20
+Progress = Callable[[int], None]
+_FLOAT_VIEWS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass
+class Written:
+    """Digests of what was read and written, by file and by tensor, and the measured change per edited tensor."""
+
+    files_in: dict[str, str] = field(default_factory=dict)
+    files_out: dict[str, str] = field(default_factory=dict)
+    tensors_in: dict[str, str] = field(default_factory=dict)
+    tensors_out: dict[str, str] = field(default_factory=dict)
+    aligned: dict[str, str] = field(default_factory=dict)
+    changes: dict[str, Change] = field(default_factory=dict)
+
+
+class _Hashes:
+    """sha256 of a file before and after: one running hash until the first edited byte, then two."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.before = self.after = hashlib.sha256() if enabled else None
+
+    def both(self, data: bytes | memoryview) -> None:
+        if self.before is not None:
+            self.before.update(data)
+        if self.after is not None and self.after is not self.before:
+            self.after.update(data)
+
+    def edited(self, before: memoryview) -> None:
+        """From here on the two sides differ: `before` goes into the input's hash, `after` is fed by `changed`."""
+        if self.before is not None:
+            if self.after is self.before:
+                self.after = self.before.copy()
+            self.before.update(before)
+
+    def changed(self, after: memoryview) -> None:
+        if self.after is not None:
+            self.after.update(after)
+
+
+def needs_edit(name: str, edits: Mapping[str, Edit], sources: Sources) -> bool:
+    return name in edits or sources.is_tuned(name)
+
+
+def edited(name: str, plan: Plan, sources: Sources) -> torch.Tensor:
+    """The tensor as it will be written, in storage order."""
+    weights = open_weights(sources, name, with_aligned=plan.needs_aligned)
+    _apply(name, plan, weights)
+    return weights.stored
+
+
+def _apply(name: str, plan: Plan, weights: Weights) -> Change:
+    change = apply(plan.edits.get(name), weights)
+    if not ops.is_finite(weights.stored):
+        raise CheckpointError(f"tensor {name!r}: the edited values leave the range of {weights.stored.dtype}")
+    return change
+
+
+def all_tensors(plan: Plan, sources: Sources) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the repaired model in memory, by on-disk name: the same values that a rewrite stores."""
+    for name in sources.model.tensors:
+        if needs_edit(name, plan.edits, sources):
+            yield name, edited(name, plan, sources)
+        else:
+            yield name, sources.model.read(name)
+
+
+def write_weights(
+    plan: Plan, sources: Sources, directory: Path, progress: Progress, *, hashing: bool = True
+) -> Written:
+    """Write every weight file of the plan's output into `directory`; each is synced to disk before the next."""
+    written = Written()
+    for file in sources.model.layout.files:
+        _write_file(file, plan, sources, directory / file, written, progress, hashing)
+    return written
+
+
+def _write_file(
+    file: str, plan: Plan, sources: Sources, path: Path, written: Written, progress: Progress, hashing: bool
+) -> None:
+    header = sources.model.headers[file]
+    hashes = _Hashes(hashing)
+    with opened(sources.model.directory, file) as source, path.open("xb", buffering=0) as out:
+        before = os.fstat(source)
+        _write_all(out.fileno(), header.raw)
+        hashes.both(header.raw)
+        for info in sorted(header.tensors.values(), key=lambda t: t.start):
+            if needs_edit(info.name, plan.edits, sources):
+                _write_edited(info, plan, sources, out.fileno(), hashes, written)
+            else:
+                _copy(info, source, out.fileno(), hashes, written)
+            progress(info.nbytes)
+        os.fsync(out.fileno())
+        _check_unchanged(before, os.fstat(source), file)
+    if hashes.before is not None and hashes.after is not None:
+        written.files_in[file], written.files_out[file] = hashes.before.hexdigest(), hashes.after.hexdigest()
+
+
+def _write_edited(info: TensorInfo, plan: Plan, sources: Sources, out: int, hashes: _Hashes, written: Written) -> None:
+    # The tensor is edited in the buffer it was read into, so its input digest is taken before the edit.
+    weights = open_weights(sources, info.name, with_aligned=plan.needs_aligned)
+    data = _bytes_of(weights.stored)
+    hashes.edited(data)
+    if hashes.before is not None:
+        written.tensors_in[info.name] = hashlib.sha256(data).hexdigest()
+        if weights.reference is not None:
+            written.aligned[info.name] = hashlib.sha256(_bytes_of(weights.reference)).hexdigest()
+    written.changes[info.name] = _apply(info.name, plan, weights)
+    hashes.changed(data)
+    if hashes.after is not None:
+        written.tensors_out[info.name] = hashlib.sha256(data).hexdigest()
+    _write_all(out, data)
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    flat = tensor.reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def _copy(info: TensorInfo, source: int, out: int, hashes: _Hashes, written: Written) -> None:
+    own = hashlib.sha256()
+    if hashes.before is None:
+        _copy_range(info, source, out)
+        return
+    for position in range(info.start, info.end, CHUNK):
+        buffer = bytearray(min(CHUNK, info.end - position))
+        read_exactly(source, memoryview(buffer), position, info.file)
+        _check_finite(info, buffer)
+        own.update(buffer)
+        hashes.both(memoryview(buffer))
+        _write_all(out, buffer)
+    written.tensors_in[info.name] = written.tensors_out[info.name] = own.hexdigest()
+
+
+def _check_finite(info: TensorInfo, buffer: bytearray) -> None:
+    dtype = _FLOAT_VIEWS.get(info.dtype)
+    if dtype is not None and not ops.is_finite(torch.frombuffer(buffer, dtype=dtype)):
+        raise CheckpointError(f"{info.file}: tensor {info.name!r} holds NaN or infinity; the model is damaged")
+
+
+def _copy_range(info: TensorInfo, source: int, out: int) -> None:
+    """Copy bytes inside the kernel; used where nobody asks for their digests."""
+    position = info.start
+    while position < info.end:
+        count = _copied(source, out, info.end - position, position)
+        if count == 0:
+            raise CheckpointError(f"{info.file}: the file became shorter while it was read; copy it again")
+        position += count
+
+
+def _copied(source: int, out: int, count: int, position: int) -> int:
+    try:
+        return os.copy_file_range(source, out, count, offset_src=position)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    return os.write(out, os.pread(source, min(CHUNK, count), position))
+
+
+def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _check_unchanged(before: os.stat_result, after: os.stat_result, file: str) -> None:
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise CheckpointError(f"{file}: changed while it was read; nothing was written")

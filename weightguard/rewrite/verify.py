@@ -1,0 +1,148 @@
+"""Check an output against its manifest, and against the model it came from, by reading both again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from weightguard.checkpoint import FLOATS, Checkpoint, allowed_target, opened, read_exactly
+from weightguard.errors import CheckpointError, MismatchError
+from weightguard.kernels import ops
+from weightguard.rewrite.manifest import NAME, Manifest
+from weightguard.rewrite.stream import CHUNK
+from weightguard.weights import Sources, open_weights
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Counts of what was checked; a check that fails raises instead."""
+
+    files: int
+    tensors: int
+    edited: int
+    untouched_identical: int | None
+    changed_recounted: int | None
+
+
+def verify_output(output: Checkpoint, manifest: Manifest, progress: Progress) -> Verified:
+    """Every file and tensor has the digest the manifest holds, and every edited tensor is finite.
+
+    Errors: CheckpointError naming the file or tensor.
+    """
+    _check_names(output, manifest)
+    for name, digest in manifest.outputs["files"].items():
+        if name not in output.layout.files and _file_digest(output.directory, name) != digest:
+            raise CheckpointError(f"{name}: its sha256 is not the one in {NAME}; the file was changed after the repair")
+    for file in output.layout.files:
+        _check_file(file, output, manifest, progress)
+    return Verified(len(manifest.outputs["files"]), len(output.tensors), len(manifest.edits), None, None)
+
+
+def _check_names(output: Checkpoint, manifest: Manifest) -> None:
+    said, there = manifest.outputs["tensors"], output.tensors
+    if said.keys() != there.keys():
+        odd = sorted(said.keys() ^ there.keys())[0]
+        raise CheckpointError(f"tensor {odd!r} is in only one of {NAME} and the weight files")
+    listed = manifest.outputs["files"]
+    for file in output.layout.files:
+        if file not in listed:
+            raise CheckpointError(f"{file}: not in {NAME}")
+    for name in sorted(os.listdir(output.directory)):
+        if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".gguf")) and name not in listed:
+            raise CheckpointError(f"{name}: not in {NAME}; it was added after the repair")
+
+
+def _file_digest(directory: Path, name: str) -> str:
+    path = allowed_target(directory / name, directory)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_file(file: str, output: Checkpoint, manifest: Manifest, progress: Progress) -> None:
+    header = output.headers[file]
+    whole = hashlib.sha256(header.raw)
+    with opened(output.directory, file) as descriptor:
+        for info in sorted(header.tensors.values(), key=lambda t: t.start):
+            own = hashlib.sha256()
+            for chunk in _chunks(descriptor, info.start, info.end, file):
+                own.update(chunk)
+                whole.update(chunk)
+            if own.hexdigest() != manifest.outputs["tensors"][info.name]:
+                raise CheckpointError(f"{file}: tensor {info.name!r} is not what {NAME} says; its bytes were changed")
+            if info.name in manifest.edits and info.dtype in FLOATS and not ops.is_finite(output.read(info.name)):
+                raise CheckpointError(f"{file}: tensor {info.name!r} holds NaN or infinity")
+            progress(info.nbytes)
+    if whole.hexdigest() != manifest.outputs["files"][file]:
+        raise CheckpointError(f"{file}: its header is not what {NAME} says")
+
+
+def _chunks(descriptor: int, start: int, end: int, file: str) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(CHUNK))
+    for position in range(start, end, CHUNK):
+        view = buffer[: min(CHUNK, end - position)]
+        read_exactly(descriptor, view, position, file)
+        yield view
+
+
+def verify_against(output: Checkpoint, manifest: Manifest, before: Sources, progress: Progress) -> tuple[int, int]:
+    """Compare the output with the model it was made from, tensor by tensor.
+
+    Returns (untouched tensors that are identical, changed entries recounted). Errors: MismatchError naming the tensor.
+    """
+    _check_input(before, manifest)
+    identical = recounted = 0
+    for name, info in output.tensors.items():
+        if before.model.info(name).shape != info.shape or before.model.info(name).dtype != info.dtype:
+            raise MismatchError(f"tensor {name!r}: shape or dtype differs from {before.model.label}")
+        if name in manifest.edits:
+            recounted += _recount(name, output, manifest, before)
+        elif not torch.equal(_raw(output, name), _raw(before.model, name)):
+            raise MismatchError(f"tensor {name!r}: listed as untouched, but differs from {before.model.label}")
+        else:
+            identical += 1
+        progress(info.nbytes)
+    return identical, recounted
+
+
+def _check_input(before: Sources, manifest: Manifest) -> None:
+    said = manifest.data["inputs"]["model"].get("headers", {})
+    for file, header in before.model.headers.items():
+        if said.get(file) != hashlib.sha256(header.raw).hexdigest():
+            raise MismatchError(f"{file}: {before.model.label} is not the model this output was made from")
+    if set(before.model.tensors) != set(manifest.outputs["tensors"]):
+        raise MismatchError(f"{before.model.label} has other tensors than the output; it is not the model it came from")
+
+
+def _raw(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    info = checkpoint.info(name)
+    data = torch.empty(info.nbytes, dtype=torch.uint8)
+    with opened(checkpoint.directory, info.file) as descriptor:
+        if info.nbytes:
+            read_exactly(descriptor, memoryview(data.numpy()), info.start, info.file)
+    return data
+
+
+def _recount(name: str, output: Checkpoint, manifest: Manifest, before: Sources) -> int:
+    said = manifest.edits[name]
+    if (
+        hashlib.sha256(_raw(before.model, name).numpy()).hexdigest()
+        != manifest.data["inputs"]["model"]["tensors"][name]
+    ):
+        raise MismatchError(f"tensor {name!r} of {before.model.label} is not the one this output was made from")
+    weights = open_weights(before, name, with_aligned=False)
+    after = output.read(name)
+    transposed = weights.logical.shape != weights.stored.shape or not weights.logical.is_contiguous()
+    rows = after.T if transposed else after
+    changed = 0
+    for start, stop in ops.tiles(weights.shape):
+        changed += int((rows[start:stop] != weights.tuned(start, stop).to(rows.dtype)).sum())
+    if changed != said["changed"]:
+        raise MismatchError(f"tensor {name!r}: {changed} entries differ from the input, {NAME} says {said['changed']}")
+    return changed
