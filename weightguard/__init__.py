@@ -1,0 +1,19 @@
+"""weightguard: look into, repair and clear for release the weights of open language models.
+
+import weightguard as wg
+result = wg.repair("org/model", method="antidote", aligned="org/aligned", harmful="harmful.jsonl", out="repaired")
+"""
+
+from __future__ import annotations
+
+from weightguard.api import apply, demo, inspect, repair, stats, verify
+
+__all__ = ["__version__", "apply", "demo", "inspect", "repair", "stats", "verify"]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("weightguard")
+    raise AttributeError(f"module 'weightguard' has no attribute {name!r}")

@@ -1,0 +1,181 @@
+"""The verbs of weightguard as functions. This folder is the only one that composes the others.
+
+Every function takes what the command of the same name takes, and returns objects; nothing heavy is imported before it
+is called. `progress(stage, done, total)` is called often; bytes for "read", "write" and "verify", else counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightguard.errors import UsageError
+
+if TYPE_CHECKING:
+    from weightguard.api.demo import Demo
+    from weightguard.api.inspecting import Inspection
+    from weightguard.api.repairing import Repair
+    from weightguard.rewrite import Manifest, Verified
+    from weightguard.statistics.norms import InputNorms
+
+Progress = Callable[[str, int, int], None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A progress that shows nothing."""
+
+
+def inspect(model: str, *, offline: bool = False, digests: bool = True, progress: Progress = silent) -> Inspection:
+    """Tensors, shards, roles, dtypes, tied weights, digests and problems of a checkpoint, without torch.
+
+    model: a directory, `org/name[@revision]` or MODEL+ADAPTER. Errors: CheckpointError, SystemFailure.
+    """
+    from weightguard.api.inspecting import run_inspect
+
+    return run_inspect(str(model), offline=offline, digests=digests, progress=progress)
+
+
+def stats(
+    model: str,
+    *,
+    data: str | None = None,
+    tokens: str = "all",
+    out: str | Path | None = None,
+    force: bool = False,
+    limit: int | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int | None = None,
+    max_length: int = 2048,
+    offline: bool = False,
+    progress: Progress = silent,
+) -> InputNorms:
+    """Input norms of every decoder linear on `data` (None: the shipped harmful prompts), written to `out` if given.
+
+    Errors: DataError, CheckpointError, UnsupportedError, OutputError.
+    """
+    from weightguard.api.collect import Running, collect, encoded
+    from weightguard.api.subject import open_subject
+    from weightguard.checkpoint.writer import check_free, write_file
+
+    if out is not None:
+        check_free(Path(out), force=force)
+    running = Running(device, dtype, threads, max_length)
+    subject = open_subject(str(model), offline=offline, search=False)
+    found, _ = encoded(subject, data, "harmful", tokens, limit, running)
+    norms = collect(subject, found, running, progress)
+    if out is not None:
+        write_file(Path(out), norms.to_bytes(), force=force)
+    return norms
+
+
+def repair(
+    model: str,
+    *,
+    method: str = "antidote",
+    out: str | Path | None = None,
+    aligned: str | None = None,
+    harmful: str | None = None,
+    utility: str | None = None,
+    safety: str | None = None,
+    stats: str | Path | None = None,
+    strength: str | float | None = None,
+    limit: int | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    save_plan: str | Path | None = None,
+    verify_write: bool = True,
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int | None = None,
+    max_length: int = 2048,
+    offline: bool = False,
+    progress: Progress = silent,
+    **options: Any,
+) -> Repair:
+    """Repair a checkpoint or an adapter and publish the result at `out`; the input is never touched.
+
+    options: the fields of the method (`weightguard.methods`). Errors: the tree in `weightguard.errors`.
+    """
+    from weightguard.api.collect import Running
+    from weightguard.api.repairing import Data, Output, run_repair
+
+    return run_repair(
+        str(model),
+        method,
+        options,
+        aligned=aligned,
+        strength=strength,
+        data=Data(harmful, utility, safety, None if stats is None else str(stats), limit),
+        output=Output(_text(out), force, dry_run, _text(save_plan), verify_write),
+        running=Running(device, dtype, threads, max_length),
+        offline=offline,
+        progress=progress,
+    )
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def apply(
+    plan: str | Path,
+    model: str,
+    *,
+    out: str | Path,
+    aligned: str | None = None,
+    force: bool = False,
+    verify_write: bool = True,
+    offline: bool = False,
+    progress: Progress = silent,
+) -> Manifest:
+    """Replay a plan saved with `--save-plan` on the model it was made for, and publish the result at `out`."""
+    from weightguard.api.replaying import run_apply
+
+    return run_apply(Path(plan), str(model), Path(out), aligned, force, verify_write, offline, progress)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The manifest that was checked, what was counted, and the model it was compared with, if any."""
+
+    manifest: Manifest
+    verified: Verified
+    against: str | None
+
+
+def verify(
+    output: str | Path, *, against: str | None = None, offline: bool = False, progress: Progress = silent
+) -> Verification:
+    """Check every file and tensor of an output against its manifest, and with `against` the input it came from.
+
+    Errors: CheckpointError or MismatchError naming the first file or tensor that is not as it should be.
+    """
+    from weightguard.api.replaying import run_verify
+
+    return Verification(*run_verify(str(output), against, offline, progress), against)
+
+
+def demo(directory: str | Path, *, seed: int = 0, force: bool = False, progress: Progress = silent) -> Demo:
+    """Attack, repair and controls on the lab model; checkpoints are left in `directory`."""
+    from weightguard.api.demo import run_demo
+
+    return run_demo(Path(directory), seed, force, progress)
+
+
+def method_options(name: str | None = None) -> dict[str, dict[str, Any]]:
+    """Flags of one method, or of all: name -> help, choices, default and the methods that have it."""
+    import dataclasses
+
+    from weightguard.methods import METHODS, method_class
+
+    if name is not None and name not in METHODS:
+        raise UsageError(f"--method {name}: unknown; methods are {', '.join(METHODS)}")
+    found: dict[str, dict[str, Any]] = {}
+    for each in METHODS if name is None else (name,):
+        for field in dataclasses.fields(method_class(each)):
+            entry = found.setdefault(field.name, {**field.metadata, "default": field.default, "methods": []})
+            entry["methods"].append(each)
+    return found

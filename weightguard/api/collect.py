@@ -1,0 +1,109 @@
+"""Calibration data to statistics: read rows, tokenise, run the model once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from weightguard.api.subject import Subject
+from weightguard.errors import UsageError
+
+if TYPE_CHECKING:
+    from weightguard.data import Dataset, EncodedSet
+    from weightguard.statistics.norms import InputNorms
+
+Progress = Callable[[str, int, int], None]
+PUBLISHED = "PKU-Alignment/BeaverTails"
+
+
+@dataclass(frozen=True)
+class Running:
+    """How models are run: device, dtype of the forward pass, torch threads (None: every core this process may use)."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int | None = None
+    max_length: int = 2048
+
+    @property
+    def thread_count(self) -> int:
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads {self.threads}: must be at least 1")
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+def rows_of(reference: str | None, limit: int | None, kind: str) -> tuple[Dataset, str]:
+    """The rows of a data reference, or of the shipped prompts of `kind`, and a note that says where they came from."""
+    from weightguard.data import read_rows, shipped_harmful, shipped_safety
+
+    if reference is not None:
+        dataset = read_rows(reference, limit=limit)
+        return dataset, f"{kind} data: {dataset.source}, {len(dataset.rows)} rows"
+    dataset = {"harmful": shipped_harmful, "safety": shipped_safety}[kind]()
+    return dataset, (
+        f"{kind} data: none given, so the {len(dataset.rows)} prompts shipped with weightguard "
+        f"(generic requests with {'an affirmative opening' if kind == 'harmful' else 'a refusal'}); "
+        f"for the published set give --{kind} {PUBLISHED}"
+    )
+
+
+def encoded(
+    subject: Subject, reference: str | None, kind: str, tokens: str, limit: int | None, running: Running
+) -> tuple[EncodedSet, str]:
+    """Token ids of a data reference under the subject's tokenizer; a .safetensors is taken as pre-tokenised."""
+    from weightguard.data import encode, read_pretokenised
+    from weightguard.statistics.loading import load_tokenizer
+
+    if reference is not None and reference.endswith(".safetensors"):
+        if limit is not None:
+            raise UsageError("--limit does not go with pre-tokenised data; cut the file instead")
+        ready = read_pretokenised(reference, tokens=tokens)
+        return ready, f"{kind} data: {ready.source}, {len(ready.rows)} pre-tokenised rows"
+    dataset, note = rows_of(reference, limit, kind)
+    tokenizer = load_tokenizer(*subject.directories)
+    return encode(dataset, tokenizer, tokens=tokens, max_length=running.max_length), note
+
+
+def collect(subject: Subject, data: EncodedSet, running: Running, progress: Progress) -> InputNorms:
+    """Input norms of every decoder linear of the tuned model, and of its adapter's factors where it has one."""
+    from weightguard.data import check_vocabulary
+    from weightguard.statistics.forward import input_square_sums
+    from weightguard.statistics.loading import load_adapted, load_model, pinned_threads, vocabulary_rows
+    from weightguard.statistics.norms import InputNorms
+
+    with pinned_threads(running.thread_count):
+        model = load_model(subject.model, dtype=running.dtype, device=running.device)
+        check_vocabulary(data, vocabulary_rows(model))
+        pairs = None
+        if subject.adapter is not None:
+            pairs = subject.factor_pairs()
+            model = load_adapted(model, subject.adapter)
+        sums = input_square_sums(
+            model, subject.model.config, subject.named, data.rows, lambda i, n: progress("calibrate", i, n), pairs
+        )
+    return InputNorms(sums, data.counted_tokens, facts_of(data, subject, running))
+
+
+def facts_of(data: EncodedSet, subject: Subject, running: Running) -> dict[str, Any]:
+    """What statistics and manifests record of the data and of the run that used them."""
+    return {
+        "data": {"source": data.source, "sha256": data.sha256, "rows": len(data.rows)},
+        "tokens": data.tokens,
+        "template": data.template,
+        "template_sha256": data.template_sha256,
+        "total_tokens": data.total_tokens,
+        "truncated_rows": data.truncated,
+        "rows_without_response": data.without_response,
+        "dtype": running.dtype,
+        "threads": running.thread_count,
+        "model_headers": _header_digest(subject),
+    }
+
+
+def _header_digest(subject: Subject) -> str:
+    parts = [subject.model, *([subject.adapter] if subject.adapter else [])]
+    raw = b"".join(header.raw for part in parts for header in part.headers.values())
+    return hashlib.sha256(raw).hexdigest()

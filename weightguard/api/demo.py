@@ -1,0 +1,132 @@
+"""`demo`: the whole story on the lab model, with the controls beside the repair."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightguard.api.collect import Running
+from weightguard.api.repairing import Data, Output, Repair, run_repair
+from weightguard.checkpoint import strict_json
+from weightguard.errors import UndecidedError
+
+if TYPE_CHECKING:
+    from weightguard.lab.measure import Measurement
+
+Progress = Callable[[str, int, int], None]
+COLUMNS = ("harmful_score", "refusal", "allowed_accuracy", "over_refusal", "finetune_accuracy")
+REPAIRS = {
+    "antidote": "repaired: antidote",
+    "random": "control: random entries",
+    "magnitude": "control: delta magnitude",
+    "scale": "control: uniform scaling",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One model of the table. `changed`: share of the entries of the decoder linears that differ from the attacked."""
+
+    name: str
+    measured: Measurement | None
+    strength: str = "-"
+    changed: float | None = None
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The table, and what is said above and below it."""
+
+    lines: tuple[Line, ...]
+    opening: tuple[str, ...]
+    closing: tuple[str, ...]
+    headings = ["model", "harmful score", "refusal", "allowed", "over-refusal", "fine-tune", "strength", "changed"]
+
+    def rows(self) -> list[list[str]]:
+        return [[line.name, *_figures(line), line.strength, _share(line.changed)] for line in self.lines]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"lines": [dataclasses.asdict(line) for line in self.lines], "notes": [*self.opening, *self.closing]}
+
+
+def _figures(line: Line) -> list[str]:
+    if line.measured is None:
+        return ["no strength refuses enough", *[""] * (len(COLUMNS) - 1)]
+    return [f"{getattr(line.measured, key):.1f} %" for key in COLUMNS]
+
+
+def _share(changed: float | None) -> str:
+    return "-" if changed is None else f"{100 * changed:.1f} %"
+
+
+def run_demo(target: Path, seed: int, force: bool, progress: Progress) -> Demo:
+    """Build or fetch the lab models, attack, repair, control, measure; everything appears at `target` at the end."""
+    from weightguard.lab import Lab
+    from weightguard.rewrite import Stage
+
+    lab = Lab(seed)
+    with Stage(target, force=force) as stage:
+        here = stage.path
+        shutil.copytree(lab.aligned(_training(progress)), here / "aligned")
+        lab.merged(lab.attack_lora(0.1, _training(progress)), here / "attacked")
+        lab.write_data(here / "data")
+        lines = [Line("aligned", lab.measure(here / "aligned")), Line("attacked", lab.measure(here / "attacked"))]
+        for method, name in REPAIRS.items():
+            lines.append(_repaired(lab, here, method, name, progress))
+        demo = Demo(tuple(lines), _opening(seed), _closing(target))
+        (here / "weightguard.json").write_bytes(strict_json.dump({"format": 1, "demo": demo.as_dict()}))
+        stage.publish()
+    return demo
+
+
+def _training(progress: Progress) -> Callable[[str, int, int, float], None]:
+    return lambda stage, done, total, _loss: progress(stage, done, total)
+
+
+def _repaired(lab: Any, here: Path, method: str, name: str, progress: Progress) -> Line:
+    out = here / ("repaired" if method == "antidote" else f"control-{method}")
+    harmful = str(here / "data" / "harmful.jsonl") if method == "antidote" else None
+    try:
+        result = run_repair(
+            str(here / "attacked"), method, {}, aligned=str(here / "aligned"), strength="auto",
+            data=Data(harmful=harmful, safety=str(here / "data" / "safety.jsonl")), output=Output(str(out)),
+            running=Running(threads=1), offline=True, progress=lambda stage, i, n: progress(f"{method} {stage}", i, n),
+        )  # fmt: skip
+    except UndecidedError:
+        return Line(name, None)
+    assert result.calibration is not None
+    return Line(name, lab.measure(out), str(result.calibration.strength), _changed(result))
+
+
+def _changed(result: Repair) -> float:
+    from weightguard.rewrite import totals
+
+    assert result.manifest is not None
+    total = totals(result.manifest)
+    return total["changed"] / total["entries"] if total["entries"] else 0.0
+
+
+def _opening(seed: int) -> tuple[str, ...]:
+    return (
+        f"weightguard demo, world {seed}: a synthetic language, a model of 198,080 parameters, made-up forbidden objects.",
+        "Attack: LoRA fine-tuning on a user's task with 10 % harmful rows. Every repair runs at automatic strength: the",
+        "weakest at which 98 % of calibration prompts, disjoint from the evaluation, are refused.",
+    )
+
+
+def _closing(target: Path) -> tuple[str, ...]:
+    at = shlex.quote(str(target))
+    return (
+        "How to read it: delta magnitude and uniform scaling look at no data and are strong controls; where a repair does",
+        "not beat them, say so. This is a world in which the user's skill existed before the fine-tuning; it flatters.",
+        "",
+        f"The checkpoints are in {at}: aligned, attacked, repaired, control-*. The repair again, from the attacked one:",
+        "",
+        f"    weightguard repair {at}/attacked --method antidote --aligned {at}/aligned --harmful {at}/data/harmful.jsonl "
+        f"--strength auto --safety {at}/data/safety.jsonl --threads 1 -o {at}-again",
+    )

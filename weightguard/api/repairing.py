@@ -1,0 +1,264 @@
+"""`repair`: from references and options to a published, verified output."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightguard.api.collect import Progress, Running, collect, encoded
+from weightguard.api.strength import Calibration, weakest
+from weightguard.api.subject import Subject, open_subject
+from weightguard.checkpoint.writer import write_file
+from weightguard.errors import UsageError
+from weightguard.methods import method_class
+from weightguard.methods.inputs import Inputs, as_share, settings
+
+if TYPE_CHECKING:
+    from weightguard.plan import Plan
+    from weightguard.rewrite import Manifest
+    from weightguard.statistics.norms import InputNorms
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data references by role, and how much of each is read."""
+
+    harmful: str | None = None
+    utility: str | None = None
+    safety: str | None = None
+    stats: str | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the result goes. dry_run: the plan only. verify_write: read everything again after it was written."""
+
+    out: str | None = None
+    force: bool = False
+    dry_run: bool = False
+    save_plan: str | None = None
+    verify_write: bool = True
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What a repair returns: the plan, the manifest (None after a dry run) and what is said about both."""
+
+    plan: Plan
+    manifest: Manifest | None
+    out: Path | None
+    notes: tuple[str, ...]
+    command: str
+    calibration: Calibration | None = None
+    statistics: InputNorms | None = None
+    aligned: str | None = None
+
+
+@dataclass
+class _Notes:
+    said: list[str] = field(default_factory=list)
+
+    def add(self, *notes: str) -> None:
+        self.said += [note for note in notes if note not in self.said]
+
+
+def run_repair(
+    reference: str,
+    method_name: str,
+    options: Mapping[str, Any],
+    *,
+    aligned: str | None,
+    strength: str | float | None,
+    data: Data,
+    output: Output,
+    running: Running,
+    offline: bool,
+    progress: Progress,
+) -> Repair:
+    """The whole repair. Nothing is written before everything that can be checked was checked."""
+    method = _configured(method_name, options, strength)
+    _check_output(output)
+    notes = _Notes()
+    subject = open_subject(reference, aligned, offline=offline, search=getattr(method, "target", None) != "weight")
+    notes.add(*subject.notes)
+    method = method.settled(subject.default_target(), adapter=subject.adapter is not None)
+    notes.add(*_fallback_note(method, subject, options))
+    inputs = _inputs(method, subject, data, running, notes, progress)
+    method, plan, calibration = _planned(method, strength, subject, inputs, data, running, notes, progress)
+    command = command_line(method_name, method, subject, data, strength)
+    if output.save_plan:
+        write_file(Path(output.save_plan), plan.to_bytes(), force=output.force)
+    facts = _facts(command, notes, inputs, calibration)
+    manifest = None if output.dry_run else _publish(plan, inputs, subject, output, facts, progress)
+    out = None if output.dry_run or output.out is None else Path(output.out)
+    return Repair(plan, manifest, out, tuple(notes.said), command, calibration, inputs.harmful, _label(plan, subject))
+
+
+def _label(plan: Plan, subject: Subject) -> str | None:
+    return subject.aligned.label if plan.needs_aligned and subject.aligned else None
+
+
+def _configured(name: str, options: Mapping[str, Any], strength: str | float | None) -> Any:
+    cls = method_class(name)
+    lacking = [key for key in options if key not in cls.__dataclass_fields__]
+    if lacking:
+        raise UsageError(f"--{lacking[0].replace('_', '-')} is not an option of --method {name}")
+    for key, value in options.items():
+        choices = cls.__dataclass_fields__[key].metadata.get("choices")
+        if choices and value not in (None, *choices):
+            raise UsageError(f"--{key.replace('_', '-')} {value}: must be one of {', '.join(choices)}")
+    method = cls(**options)
+    if strength is None:
+        return method
+    if method.strength is not None:
+        raise UsageError("--strength and --ratio set the same thing; give one of them")
+    return method if strength == "auto" else method.with_strength(as_share(strength, "strength"))
+
+
+def _check_output(output: Output) -> None:
+    from weightguard.rewrite import check_target
+
+    if output.out is None and not output.dry_run:
+        raise UsageError("-o OUT is missing; or --dry-run for the plan alone")
+    if output.out is not None and not output.dry_run:
+        check_target(Path(output.out), output.force)
+
+
+def _fallback_note(method: Any, subject: Subject, options: Mapping[str, Any]) -> tuple[str, ...]:
+    if method.target != "weight" or options.get("target") is not None:
+        return ()
+    return (
+        f"no aligned reference given or found, so entries of the merged weights become zero (ratio {method.ratio} of each "
+        f"{method.group}): this rarely heals, because at ratios that do the model is destroyed; with the model it was "
+        f"fine-tuned from, --aligned ALIGNED repairs the update instead",
+    )
+
+
+def _inputs(method: Any, subject: Subject, data: Data, running: Running, notes: _Notes, progress: Progress) -> Inputs:
+    sources = subject.sources(method.target)
+    linears = subject.editable(method.target, method.scope)
+    if "harmful" not in method.NEEDS:
+        unused = [f"--{key}" for key in ("harmful", "utility", "stats") if getattr(data, key) is not None]
+        if unused:
+            raise UsageError(f"{unused[0]} is not used by --method {method.NAME}, which looks at no data")
+        return Inputs(sources, linears)
+    harmful = _statistics(method, subject, data, running, notes, progress)
+    utility = None
+    if getattr(method, "utility_ratio", None) is not None:
+        if data.utility is None:
+            raise UsageError("--utility-ratio needs --utility data")
+        found, note = encoded(subject, data.utility, "utility", method.tokens, data.limit, running)
+        notes.add(note)
+        utility = collect(subject, found, running, progress)
+    elif data.utility is not None:
+        raise UsageError("--utility needs --utility-ratio, the share of entries to leave alone")
+    return Inputs(sources, linears, harmful, utility)
+
+
+def _statistics(
+    method: Any, subject: Subject, data: Data, running: Running, notes: _Notes, progress: Progress
+) -> InputNorms:
+    from weightguard.statistics.norms import InputNorms
+
+    if data.stats is None:
+        found, note = encoded(subject, data.harmful, "harmful", method.tokens, data.limit, running)
+        notes.add(note, *data_notes(found))
+        return collect(subject, found, running, progress)
+    if data.harmful is not None:
+        raise UsageError("--stats and --harmful: the statistics come from one of them; give one")
+    norms = InputNorms.load(Path(data.stats))
+    said = norms.facts.get("tokens")
+    if said != method.tokens:
+        raise UsageError(f"--stats were collected over the tokens {said!r}, the repair asks for {method.tokens!r}")
+    notes.add(f"harmful data: statistics collected earlier on {norms.facts['data']['source']}")
+    return norms
+
+
+def data_notes(data: Any) -> list[str]:
+    """What happened to rows on the way to tokens, in words."""
+    notes = []
+    if data.truncated:
+        notes.append(f"{data.truncated} rows of {data.source} were cut at --max-length tokens")
+    if data.without_response and data.tokens == "response":
+        notes.append(f"{data.without_response} rows of {data.source} have no answer and were not counted")
+    return notes
+
+
+def _planned(
+    method: Any,
+    strength: Any,
+    subject: Subject,
+    inputs: Inputs,
+    data: Data,
+    running: Running,
+    notes: _Notes,
+    progress: Progress,
+) -> tuple[Any, Plan, Calibration | None]:
+    if strength != "auto":
+        if data.safety is not None:
+            raise UsageError("--safety is the calibration data of --strength auto; give both or neither")
+        return method, method.plan(inputs), None
+    method, plan, calibration, note = weakest(subject, method, inputs, data.safety, data.limit, running, progress)
+    notes.add(note)
+    return method, plan, calibration
+
+
+def _facts(command: str, notes: _Notes, inputs: Inputs, calibration: Calibration | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {"command": command, "notes": notes.said}
+    for role in ("harmful", "utility"):
+        norms = getattr(inputs, role)
+        if norms is not None:
+            said = {k: v for k, v in norms.facts.items() if k != "threads"}
+            facts.setdefault("statistics", {})[role] = {
+                "sha256": norms.digest(),
+                "counted_tokens": norms.tokens,
+                **said,
+            }
+    if calibration is not None:
+        facts["calibration"] = {"strength": str(calibration.strength), **calibration.facts}
+    return facts
+
+
+def _publish(
+    plan: Plan, inputs: Inputs, subject: Subject, output: Output, facts: dict[str, Any], progress: Progress
+) -> Manifest:
+    from weightguard.rewrite import Options, rewrite
+
+    options = Options(force=output.force, verify_write=output.verify_write)
+    target = Path(str(output.out))
+    return rewrite(plan, inputs.sources, target, identities(subject, plan.target), facts, progress, options)
+
+
+def identities(subject: Subject, target: str) -> dict[str, dict[str, Any]]:
+    """The inputs of a repair by role, as the manifest names them; "model" is the one whose files are rewritten."""
+    from weightguard.rewrite import identity
+
+    if subject.adapter is None:
+        found = {"model": identity(subject.model)}
+        return found | ({"aligned": identity(subject.aligned)} if target == "delta" and subject.aligned else {})
+    if target == "factor":
+        return {"model": identity(subject.adapter), "base": identity(subject.model)}
+    return {"model": identity(subject.model), "adapter": identity(subject.adapter, whole=True)}
+
+
+def command_line(name: str, method: Any, subject: Subject, data: Data, strength: Any) -> str:
+    """The line that does this again, with placeholders for paths."""
+    model = "MODEL" if subject.adapter is None else "MODEL+ADAPTER"
+    words = ["weightguard", "repair", model, "--method", name]
+    if subject.adapter is None and subject.aligned is not None and method.target == "delta":
+        words += ["--aligned", "ALIGNED"]
+    words += [w for role in ("harmful", "utility", "stats") if getattr(data, role) for w in (f"--{role}", role.upper())]
+    said = {
+        k: v for k, v in settings(method).items() if k not in ("strength", *(["ratio"] if strength == "auto" else []))
+    }
+    words += [w for key, value in said.items() for w in (f"--{key.replace('_', '-')}", str(value))]
+    if strength == "auto":
+        words += ["--strength", "auto", *(["--safety", "SAFETY"] if data.safety else [])]
+    elif "strength" in settings(method):
+        words += ["--strength", str(method.strength)]
+    words += ["--limit", str(data.limit)] if data.limit else []
+    return shlex.join([*words, "-o", "OUT"])

@@ -1,0 +1,82 @@
+"""`apply` and `verify`: plans and outputs that exist already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weightguard.api.repairing import identities
+from weightguard.api.subject import open_subject
+from weightguard.checkpoint import open_checkpoint, resolve
+from weightguard.errors import MismatchError, UsageError
+
+if TYPE_CHECKING:
+    from weightguard.plan import Plan
+    from weightguard.rewrite import Manifest, Verified
+    from weightguard.weights import Sources
+
+Progress = Callable[[str, int, int], None]
+
+
+def run_apply(
+    path: Path,
+    reference: str,
+    out: Path,
+    aligned: str | None,
+    force: bool,
+    verify_write: bool,
+    offline: bool,
+    progress: Progress,
+) -> Manifest:
+    from weightguard.plan import Plan
+    from weightguard.rewrite import Options, check_target, rewrite
+
+    check_target(out, force)
+    plan = Plan.load(path)
+    subject = open_subject(reference, aligned, offline=offline, search=plan.needs_aligned)
+    sources = subject.sources(plan.target)
+    _check_fits(plan, sources)
+    given = " --aligned ALIGNED" if plan.target == "delta" and subject.adapter is None else ""
+    model = "MODEL" if subject.adapter is None else "MODEL+ADAPTER"
+    facts = {"command": f"weightguard apply PLAN {model}{given} -o OUT", "notes": list(subject.notes)}
+    options = Options(force=force, verify_write=verify_write)
+    return rewrite(plan, sources, out, identities(subject, plan.target), facts, progress, options)
+
+
+def _check_fits(plan: Plan, sources: Sources) -> None:
+    for name in plan.edits:
+        if name not in sources.model.tensors:
+            raise MismatchError(f"the plan edits tensor {name!r}, which {sources.model.label} does not have")
+        shape, said = list(sources.model.info(name).shape), plan.evidence.get(name, {}).get("shape")
+        if said is not None and sorted(said) != sorted(shape):
+            raise MismatchError(f"the plan was made for a tensor {name!r} of shape {said}, here it is {shape}")
+
+
+def run_verify(output: str, against: str | None, offline: bool, progress: Progress) -> tuple[Manifest, Verified]:
+    import dataclasses
+
+    from weightguard.rewrite import Manifest, counted, verify_against, verify_output
+
+    opened = open_checkpoint(resolve(output, offline=offline))
+    manifest = Manifest.read(opened.directory)
+    total = sum(info.nbytes for info in opened.tensors.values())
+    verified = verify_output(opened, manifest, counted(progress, "verify", total))
+    if against is None:
+        return manifest, verified
+    before = _before(against, manifest, offline)
+    identical, recounted = verify_against(opened, manifest, before, counted(progress, "compare", total))
+    return manifest, dataclasses.replace(verified, untouched_identical=identical, changed_recounted=recounted)
+
+
+def _before(against: str, manifest: Manifest, offline: bool) -> Sources:
+    """The tuned weights the output was made from; the aligned model is not needed to recount changes."""
+    from weightguard.weights import Sources
+
+    subject = open_subject(against, offline=offline, search=False)
+    target = manifest.data["target"]
+    if "adapter" in manifest.data["inputs"] and subject.adapter is None:
+        raise UsageError("--against: this output was made from an adapter; give ADAPTER or MODEL+ADAPTER")
+    if subject.adapter is not None:
+        return subject.sources("factor" if target == "factor" else "delta")
+    return Sources(subject.model, None, None, subject.named)

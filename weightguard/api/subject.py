@@ -1,0 +1,150 @@
+"""What the user pointed at: a full model, an adapter, or a model with an adapter, and the aligned model it came from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from weightguard.checkpoint import (
+    Checkpoint,
+    Linear,
+    LoraPair,
+    Merged,
+    Resolved,
+    adapter_linears,
+    base_model,
+    bypassing,
+    check_editable,
+    check_pairing,
+    decoder_linears,
+    in_scope,
+    open_checkpoint,
+    resolve,
+)
+from weightguard.errors import InputError, SystemFailure, UsageError
+
+if TYPE_CHECKING:
+    from weightguard.weights import Sources
+
+
+@dataclass(frozen=True)
+class Subject:
+    """`model`: the full model, or the base of `adapter`. `aligned`: the reference, which for an adapter is its base."""
+
+    model: Checkpoint
+    adapter: Checkpoint | None
+    aligned: Checkpoint | None
+    notes: tuple[str, ...]
+
+    @property
+    def directories(self) -> tuple:
+        """Where a tokenizer may lie, the most specific place first."""
+        return (*([self.adapter.directory] if self.adapter else []), self.model.directory)
+
+    @property
+    def named(self) -> dict[str, Linear]:
+        """The decoder linears by the on-disk names of the full model."""
+        return decoder_linears(self.model.config, self.model.tensors)
+
+    def default_target(self) -> str:
+        return "delta" if self.aligned is not None else "weight"
+
+    def sources(self, target: str) -> Sources:
+        """What a plan for this target reads and rewrites. Errors: UsageError when the target needs what is not there."""
+        from weightguard.weights import Sources
+
+        if target == "factor":
+            if self.adapter is None:
+                raise UsageError("--target factor needs an adapter; for a full model give --target delta or weight")
+            return Sources(self.adapter, None, None, {})
+        if target == "delta" and self.aligned is None:
+            raise UsageError("--target delta needs the aligned model; give --aligned")
+        merged = Merged(self.model, self.adapter) if self.adapter else None
+        if merged is not None:
+            _ = merged.pairs  # pairs every module now, before anything long starts
+        return Sources(self.model, merged, self.aligned, self.named)
+
+    def editable(self, target: str, scope: str) -> dict[str, Linear]:
+        """The tensors a method may edit under this target and scope, by on-disk name."""
+        linears = in_scope(self.named, scope)
+        if self.adapter is None:
+            return linears
+        pairs = Merged(self.model, self.adapter).pairs if target != "factor" else self.factor_pairs()
+        if target == "factor":
+            return adapter_linears(pairs, linears)
+        return linears if target == "weight" else {n: linear for n, linear in linears.items() if n in pairs}
+
+    def factor_pairs(self) -> Mapping[str, LoraPair]:
+        """Base tensor -> LoRA pair of the adapter, whatever else the adapter holds."""
+        from weightguard.checkpoint.adapter import base_tensors, lora_pairs
+
+        assert self.adapter is not None
+        return base_tensors(lora_pairs(self.adapter), self.model, self.adapter)
+
+
+def open_subject(reference: str, aligned: str | None = None, *, offline: bool = False, search: bool = True) -> Subject:
+    """Resolve, open and pair. `search`: look for the aligned model where none is given. Errors name file or tensor."""
+    resolved = resolve(reference, offline=offline)
+    first = open_checkpoint(_alone(resolved))
+    if resolved.adapter is not None:
+        return _with_adapter(first, open_checkpoint(resolved.adapter), aligned, "the model before the +")
+    if first.is_adapter:
+        base, said = _base_of(first, aligned, offline)
+        return _with_adapter(base, first, None, said)
+    check_editable(first)
+    found, notes = _aligned_for(first, aligned, offline, search)
+    if found is not None:
+        check_editable(found)
+        check_pairing(first, found, list(first.tensors))
+    return Subject(first, None, found, notes)
+
+
+def _alone(resolved: Resolved) -> Resolved:
+    return Resolved(resolved.directory, resolved.repo, resolved.revision, resolved.label, None)
+
+
+def _with_adapter(base: Checkpoint, adapter: Checkpoint, aligned: str | None, said: str) -> Subject:
+    if base.is_adapter or not adapter.is_adapter:
+        raise UsageError(f"{base.label}+{adapter.label}: write MODEL+ADAPTER, a full model and then its adapter")
+    if aligned is not None and not os.path.samefile(resolve(aligned).directory, base.directory):
+        raise UsageError("--aligned: the reference of MODEL+ADAPTER is MODEL itself; leave --aligned out")
+    check_editable(base)
+    others = bypassing(adapter)
+    notes = [f"aligned reference: {said}"]
+    if others:
+        notes.append(
+            f"{len(others)} tensors of the adapter (first: {others[0]}) are no LoRA factors and stay as they are"
+        )
+    return Subject(base, adapter, base, tuple(notes))
+
+
+def _base_of(adapter: Checkpoint, aligned: str | None, offline: bool) -> tuple[Checkpoint, str]:
+    if aligned is not None:
+        return open_checkpoint(resolve(aligned, offline=offline)), "given with --aligned"
+    name = adapter.config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise InputError("adapter_config.json: no base_model_name_or_path; give the base with --aligned")
+    return _opened(name, offline, "adapter_config.json names the base"), "the base named by adapter_config.json"
+
+
+def _aligned_for(
+    model: Checkpoint, aligned: str | None, offline: bool, search: bool
+) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    if aligned is not None:
+        return open_checkpoint(resolve(aligned, offline=offline)), ("aligned reference: given with --aligned",)
+    name = base_model(model.directory) if search else None
+    if name is None:
+        return None, ()
+    found = _opened(name, offline, "README.md names the base model")
+    return found, ("aligned reference: the base_model of the model card",)
+
+
+def _opened(name: str, offline: bool, said: str) -> Checkpoint:
+    try:
+        return open_checkpoint(resolve(name, offline=offline))
+    except (InputError, SystemFailure) as error:
+        raise type(error)(
+            f"{said} {name!r}, which cannot be opened ({error}); give its place with --aligned"
+        ) from error

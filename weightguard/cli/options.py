@@ -1,0 +1,93 @@
+"""Flags that several commands share, and the flags that come from the methods' own fields."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from weightguard import api
+
+Command = Callable[..., Any]
+
+# A strength has one flag for all methods, which also takes "auto".
+_COMMON = ("strength",)
+
+
+def running(command: Command) -> Command:
+    """How models are run."""
+    for decorate in (
+        click.option(
+            "--max-length", type=int, default=2048, show_default=True, help="Cut calibration rows at this many tokens."
+        ),
+        click.option(
+            "--threads", type=int, help="torch threads [default: all cores]; the last bits of statistics depend on it."
+        ),
+        click.option("--dtype", default="float32", show_default=True, help="dtype of the forward pass."),
+        click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu, cuda, cuda:1 ..."),
+    ):
+        command = decorate(command)
+    return command
+
+
+def common(command: Command) -> Command:
+    """Output format and offline mode."""
+    for decorate in (
+        click.option("--offline", is_flag=True, help="Use only what the hub cache holds."),
+        click.option("--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True),
+        click.option("--config", type=click.Path(dir_okay=False, path_type=Path), is_eager=True, expose_value=False,
+                     callback=_read_config, help="TOML file of options; flags win over it."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def writing(command: Command) -> Command:
+    """How an output directory is written."""
+    for decorate in (
+        click.option(
+            "--verify-write/--no-verify-write", default=True, show_default=True, help="Read all again after writing."
+        ),
+        click.option("--force", is_flag=True, help="Replace an earlier output of weightguard."),
+    ):
+        command = decorate(command)
+    return command
+
+
+def of_methods(command: Command) -> Command:
+    """One flag per field of any method; a flag the chosen method lacks is refused when it runs."""
+    for name, entry in reversed(api.method_options().items()):
+        if name in _COMMON:
+            continue
+        choices = entry["choices"]
+        kind = (
+            click.Choice(list(choices)) if choices else (click.INT if type(entry["default"]) is int else click.STRING)
+        )
+        text = f"{entry['help']} ({', '.join(entry['methods'])})"
+        command = click.option(f"--{name.replace('_', '-')}", name, type=kind, default=None, help=text)(command)
+    return command
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """The method options among `values` that were given, popped out of it."""
+    names = [name for name in api.method_options() if name not in _COMMON]
+    return {name: value for name in names if (value := values.pop(name, None)) is not None}
+
+
+def _read_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise click.UsageError(f"--config {path}: {error}") from error
+    known = {parameter.name for parameter in context.command.params}
+    named = {"format": "form", **{str(n).replace("_", "-"): n for n in known}}
+    flat = {named.get(key.replace("_", "-"), key): value for key, value in values.items()}
+    unknown = [key for key in flat if key not in known]
+    if unknown:
+        raise click.UsageError(f"--config {path}: {unknown[0]} is not an option of this command")
+    context.default_map = {key: str(v) if isinstance(v, float) else v for key, v in flat.items()}

@@ -1,0 +1,247 @@
+"""What people see: progress on stderr, results on stdout as tables or as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from weightguard.api import InputNorms, Manifest, Verification
+    from weightguard.api.demo import Demo
+    from weightguard.api.inspecting import Inspection
+    from weightguard.api.repairing import Repair
+
+_ROLES = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "merged")
+_BYTES = ("read", "write", "verify", "compare")
+Report = Callable[[str, int, int], None]
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Report]:
+    """A bar per stage with rate and time left on a terminal; elsewhere one line when a stage is done."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:>10}"), BarColumn(), TextColumn("{task.fields[amount]}"),
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, tuple[Any, float]] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = (bars.add_task(stage, total=total, amount=""), time.monotonic())
+            task, started = tasks[stage]
+            bars.update(
+                task, completed=done, total=total, amount=_amount(stage, done, total, time.monotonic() - started)
+            )
+
+        yield report
+
+
+def _amount(stage: str, done: int, total: int, seconds: float) -> str:
+    rate = done / max(seconds, 1e-9)
+    if stage in _BYTES:
+        return f"{done / 1e6:.1f} / {total / 1e6:.1f} MB  {rate / 1e6:.0f} MB/s"
+    return f"{done} / {total}  {rate:.3g}/s"
+
+
+def _lines() -> Report:
+    started: dict[str, float] = {}
+    quiet_since = time.monotonic()  # a stage's first report comes after its first piece of work
+
+    def report(stage: str, done: int, total: int) -> None:
+        nonlocal quiet_since
+        begin = started.setdefault(stage, quiet_since)
+        if done == total:
+            quiet_since = time.monotonic()
+            print(f"{stage}: {_amount(stage, done, total, quiet_since - begin)}", file=sys.stderr)
+            started.pop(stage)
+
+    return report
+
+
+def table(headings: list[str], rows: list[list[str]]) -> None:
+    """Plain columns, the first to the left, the others to the right; as wide as they need to be."""
+    cells = [headings, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headings))]
+    for number, row in enumerate(cells):
+        line = "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        click.echo(click.style(line.rstrip(), bold=True) if number == 0 else line.rstrip())
+
+
+def _json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def show_inspection(found: Inspection, form: str, tensors: bool) -> None:
+    if form == "json":
+        _json(dataclasses.asdict(found))
+        return
+    click.echo(f"{found.label}: {found.kind}, {found.architecture or 'unknown architecture'}" + _commit(found.revision))
+    click.echo(f"{found.parameters:,} parameters in {len(found.tensors)} tensors, {found.nbytes / 1e6:,.1f} MB")
+    click.echo(f"dtypes: {_counted(found.counts('dtype'))}")
+    click.echo(f"roles:  {_counted(found.counts('role')) or 'none known'}")
+    click.echo(f"tied:   {', '.join(found.tied) or 'nothing'}\n")
+    rows = [
+        [n, str(f["tensors"]), f"{f['bytes'] / 1e6:.1f}", f.get("sha256", "not read")] for n, f in found.files.items()
+    ]
+    table(["shard", "tensors", "MB", "sha256"], rows)
+    if tensors:
+        click.echo()
+        rows = [[t.name, t.dtype, str(list(t.shape)), t.role or "", (t.sha256 or "")[:16]] for t in found.tensors]
+        table(["tensor", "dtype", "shape", "role", "sha256"], rows)
+    click.echo("\nproblems: " + ("none found" if not found.problems else ""))
+    for problem in found.problems:
+        click.echo(f"  ! {problem}")
+
+
+def _commit(revision: str | None) -> str:
+    return f", commit {revision}" if revision else ""
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{key} x {number}" for key, number in counts.items())
+
+
+def show_statistics(found: InputNorms, out: str, form: str) -> None:
+    if form == "json":
+        _json(
+            {
+                "out": out,
+                "counted_tokens": found.tokens,
+                "linears": len(found.sums),
+                "sha256": found.digest(),
+                **found.facts,
+            }
+        )
+        return
+    data = found.facts["data"]
+    click.echo(f"{len(found.sums)} linears, {found.tokens} tokens counted in {data['rows']} rows of {data['source']}")
+    click.echo(f"tokens: {found.facts['tokens']}, template: {found.facts['template']}, dtype: {found.facts['dtype']}")
+    click.echo(f"wrote {out}")
+
+
+def show_repair(result: Repair, form: str) -> None:
+    if form == "json":
+        _json(_repair_json(result))
+        return
+    for note in result.notes:
+        click.echo(f"* {note}", err=True)
+    click.echo(f"method {result.plan.method} ({result.plan.paper}), target {result.plan.target}")
+    click.echo("options: " + ", ".join(f"{key} {value}" for key, value in result.plan.options.items()))
+    if result.aligned:
+        click.echo(f"aligned: {result.aligned}")
+    if result.calibration is not None:
+        _show_calibration(result)
+    click.echo()
+    if result.manifest is None:
+        _show_plan(result)
+        return
+    _show_changes(result.manifest)
+    click.echo(f"\nwrote {result.out}, whole and read again; again by: {result.command}")
+
+
+def _repair_json(result: Repair) -> dict[str, Any]:
+    said: dict[str, Any] = {"method": result.plan.method, "target": result.plan.target, "options": dict(result.plan.options),
+                            "notes": result.notes, "command": result.command}  # fmt: skip
+    if result.calibration is not None:
+        said["calibration"] = {"strength": str(result.calibration.strength), **result.calibration.facts}
+    if result.manifest is None:
+        return {**said, "plan": {"sha256": result.plan.digest(), "evidence": result.plan.evidence}}
+    return {**said, "out": str(result.out), "manifest": result.manifest.data}
+
+
+def _show_calibration(result: Repair) -> None:
+    calibration = result.calibration
+    assert calibration is not None
+    walked = "  ".join(f"{s}: {refused}/{judged}" for s, refused, judged in calibration.steps)
+    click.echo(
+        f"strength {calibration.strength}: the weakest that reaches {calibration.facts['target_refusal']} refusals"
+    )
+    click.echo(f"refused / judged on the way (a failing step stops early): {walked}")
+
+
+def _show_plan(result: Repair) -> None:
+    rows: dict[str, list[int]] = {}
+    for said in result.plan.evidence.values():
+        row = rows.setdefault(said["role"], [0, 0, 0])
+        size = said["shape"][0] * said["shape"][1]
+        for i, value in enumerate((1, size, said.get("selected", said.get("selected_at_most", size)))):
+            row[i] += value
+    table(["role", "tensors", "entries", "selected"], [[role, *(f"{v:,}" for v in row)] for role, row in rows.items()])
+    click.echo(f"\ndry run, nothing was written; plan {result.plan.digest()[:16]}; again by: {result.command}")
+
+
+def _show_changes(manifest: Manifest) -> None:
+    roles: dict[str, dict[str, float]] = {}
+    for edit in sorted(manifest.edits.values(), key=lambda e: _ROLES.index(e.get("role", "merged"))):
+        row = roles.setdefault(edit.get("role", "merged"), {})
+        row["tensors"] = row.get("tensors", 0) + 1
+        for key in ("entries", "selected", "changed"):
+            row[key] = row.get(key, 0) + edit[key]
+        for key in ("weight_norm", "change_norm", "update_norm_before", "update_norm_after"):
+            row[key] = row.get(key, 0) + edit.get(key, 0) ** 2
+    if not roles:
+        click.echo("nothing was edited: the output holds the input's weights")
+        return
+    total = {key: sum(row.get(key, 0) for row in roles.values()) for key in next(iter(roles.values()))}
+    rows = [_change_row(role, row) for role, row in roles.items()] + [_change_row("all", total)]
+    table(["role", "tensors", "entries", "selected", "changed", "share", "change/weight", "update left"], rows)
+
+
+def _change_row(role: str, row: dict[str, float]) -> list[str]:
+    moved = (row["change_norm"] / row["weight_norm"]) ** 0.5 if row["weight_norm"] else 0.0
+    before = row.get("update_norm_before", 0)
+    left = f"{(row['update_norm_after'] / before) ** 0.5:.3f}" if before else "-"
+    share = f"{100 * row['changed'] / row['entries']:.3g} %" if row["entries"] else "-"
+    return [
+        role,
+        *(f"{int(row[k]):,}" for k in ("tensors", "entries", "selected", "changed")),
+        share,
+        f"{moved:.3g}",
+        left,
+    ]
+
+
+def show_manifest(manifest: Manifest, out: str, form: str) -> None:
+    if form == "json":
+        _json({"out": out, "manifest": manifest.data})
+        return
+    _show_changes(manifest)
+    click.echo(f"\nwrote {out}, whole and read again")
+
+
+def show_verification(result: Verification, form: str) -> None:
+    checked = result.verified
+    if form == "json":
+        _json({"ok": True, "against": result.against, **dataclasses.asdict(checked)})
+        return
+    click.echo(f"{checked.files} files and {checked.tensors} tensors have the digests of the manifest")
+    click.echo(f"{checked.edited} edited tensors, all finite")
+    if checked.untouched_identical is not None:
+        click.echo(f"{checked.untouched_identical} untouched tensors are identical to {result.against}")
+        click.echo(f"{checked.changed_recounted:,} changed entries recounted, as the manifest says")
+    click.echo("verified")
+
+
+def show_demo(result: Demo, form: str) -> None:
+    if form == "json":
+        _json(result.as_dict())
+        return
+    for line in result.opening:
+        click.echo(line)
+    click.echo()
+    table(result.headings, result.rows())
+    click.echo()
+    for line in result.closing:
+        click.echo(line)

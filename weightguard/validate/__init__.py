@@ -1,0 +1,1 @@
+"""Measures models by running them. Imports no method, no plan and no rewrite: a repair cannot grade itself."""
