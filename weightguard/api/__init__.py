@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from weightguard.api.demo import Demo
     from weightguard.api.inspecting import Inspection
     from weightguard.api.repairing import Repair
+    from weightguard.api.reporting import RoleChange
     from weightguard.rewrite import Manifest, Verified
     from weightguard.statistics.norms import InputNorms
 
@@ -120,6 +121,15 @@ def _text(path: str | Path | None) -> str | None:
     return None if path is None else str(path)
 
 
+@dataclass(frozen=True)
+class Applied:
+    """The manifest of a replayed plan and what changed per role."""
+
+    manifest: Manifest
+    changes: tuple[RoleChange, ...]
+    out: Path
+
+
 def apply(
     plan: str | Path,
     model: str,
@@ -130,11 +140,13 @@ def apply(
     verify_write: bool = True,
     offline: bool = False,
     progress: Progress = silent,
-) -> Manifest:
+) -> Applied:
     """Replay a plan saved with `--save-plan` on the model it was made for, and publish the result at `out`."""
     from weightguard.api.replaying import run_apply
+    from weightguard.api.reporting import changes_of
 
-    return run_apply(Path(plan), str(model), Path(out), aligned, force, verify_write, offline, progress)
+    manifest = run_apply(Path(plan), str(model), Path(out), aligned, force, verify_write, offline, progress)
+    return Applied(manifest, changes_of(manifest.edits), Path(out))
 
 
 @dataclass(frozen=True)

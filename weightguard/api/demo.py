@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from weightguard.api.collect import Running
-from weightguard.api.repairing import Data, Output, Repair, run_repair
+from weightguard.api.repairing import Data, Output, run_repair
 from weightguard.checkpoint import strict_json
 from weightguard.errors import UndecidedError
 
@@ -42,10 +42,12 @@ class Line:
 class Demo:
     """The table, and what is said above and below it."""
 
+    headings: ClassVar[list[str]] = [
+        "model", "harmful score", "refusal", "allowed", "over-refusal", "fine-tune", "strength", "changed",
+    ]  # fmt: skip
     lines: tuple[Line, ...]
     opening: tuple[str, ...]
     closing: tuple[str, ...]
-    headings = ["model", "harmful score", "refusal", "allowed", "over-refusal", "fine-tune", "strength", "changed"]
 
     def rows(self) -> list[list[str]]:
         return [[line.name, *_figures(line), line.strength, _share(line.changed)] for line in self.lines]
@@ -99,16 +101,9 @@ def _repaired(lab: Any, here: Path, method: str, name: str, progress: Progress) 
         )  # fmt: skip
     except UndecidedError:
         return Line(name, None)
-    assert result.calibration is not None
-    return Line(name, lab.measure(out), str(result.calibration.strength), _changed(result))
-
-
-def _changed(result: Repair) -> float:
-    from weightguard.rewrite import totals
-
-    assert result.manifest is not None
-    total = totals(result.manifest)
-    return total["changed"] / total["entries"] if total["entries"] else 0.0
+    found = result.report.calibration
+    assert found is not None
+    return Line(name, lab.measure(out), str(found.strength), result.report.changes[-1].change_share)
 
 
 def _opening(seed: int) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightguard.api.collect import Progress, Running, collect, encoded
+from weightguard.api.reporting import Report, changes_of
 from weightguard.api.strength import Calibration, weakest
 from weightguard.api.subject import Subject, open_subject
 from weightguard.checkpoint.writer import write_file
@@ -46,16 +47,13 @@ class Output:
 
 @dataclass(frozen=True)
 class Repair:
-    """What a repair returns: the plan, the manifest (None after a dry run) and what is said about both."""
+    """What a repair returns. `manifest` and `out` are None after a dry run; `statistics` where the method used data."""
 
     plan: Plan
     manifest: Manifest | None
+    report: Report
     out: Path | None
-    notes: tuple[str, ...]
-    command: str
-    calibration: Calibration | None = None
     statistics: InputNorms | None = None
-    aligned: str | None = None
 
 
 @dataclass
@@ -94,8 +92,15 @@ def run_repair(
         write_file(Path(output.save_plan), plan.to_bytes(), force=output.force)
     facts = _facts(command, notes, inputs, calibration)
     manifest = None if output.dry_run else _publish(plan, inputs, subject, output, facts, progress)
-    out = None if output.dry_run or output.out is None else Path(output.out)
-    return Repair(plan, manifest, out, tuple(notes.said), command, calibration, inputs.harmful, _label(plan, subject))
+    out = None if manifest is None else Path(str(output.out))
+    changes = () if manifest is None else changes_of(manifest.edits)
+    report = Report(tuple(_all_notes(notes, manifest)), command, _label(plan, subject), changes, calibration)
+    return Repair(plan, manifest, report, out, inputs.harmful)
+
+
+def _all_notes(notes: _Notes, manifest: Manifest | None) -> list[str]:
+    """The manifest's notes hold ours and what the rewrite had to say about the files beside the weights."""
+    return notes.said if manifest is None else manifest.data["notes"]
 
 
 def _label(plan: Plan, subject: Subject) -> str | None:

@@ -88,8 +88,8 @@ def repair(form: str, **values: Any) -> None:
 def apply(form: str, **values: Any) -> None:
     """Replay a saved PLAN on MODEL."""
     with screen.progress() as progress:
-        manifest = api.apply(**values, progress=progress)
-    screen.show_manifest(manifest, values["out"], form)
+        result = api.apply(**values, progress=progress)
+    screen.show_apply(result, form)
 
 
 @cli.command()

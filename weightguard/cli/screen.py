@@ -7,18 +7,19 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from weightguard.api import InputNorms, Manifest, Verification
+    from weightguard.api import Applied, InputNorms, Verification
     from weightguard.api.demo import Demo
     from weightguard.api.inspecting import Inspection
-    from weightguard.api.repairing import Repair
+    from weightguard.api.repairing import Plan, Repair
+    from weightguard.api.reporting import RoleChange
+    from weightguard.api.strength import Calibration
 
-_ROLES = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "merged")
 _BYTES = ("read", "write", "verify", "compare")
 Report = Callable[[str, int, int], None]
 
@@ -132,38 +133,40 @@ def show_statistics(found: InputNorms, out: str, form: str) -> None:
 
 
 def show_repair(result: Repair, form: str) -> None:
+    report = result.report
     if form == "json":
         _json(_repair_json(result))
         return
-    for note in result.notes:
+    for note in report.notes:
         click.echo(f"* {note}", err=True)
     click.echo(f"method {result.plan.method} ({result.plan.paper}), target {result.plan.target}")
     click.echo("options: " + ", ".join(f"{key} {value}" for key, value in result.plan.options.items()))
-    if result.aligned:
-        click.echo(f"aligned: {result.aligned}")
-    if result.calibration is not None:
-        _show_calibration(result)
+    if report.aligned:
+        click.echo(f"aligned: {report.aligned}")
+    if report.calibration is not None:
+        _show_calibration(report.calibration)
     click.echo()
     if result.manifest is None:
-        _show_plan(result)
+        _show_plan(result.plan)
+        click.echo(f"\ndry run, nothing was written; again by:\n  {report.command}")
         return
-    _show_changes(result.manifest)
-    click.echo(f"\nwrote {result.out}, whole and read again; again by: {result.command}")
+    _show_changes(report.changes)
+    click.echo(f"\nwrote {result.out}; again by:\n  {report.command}")
 
 
 def _repair_json(result: Repair) -> dict[str, Any]:
+    report = result.report
     said: dict[str, Any] = {"method": result.plan.method, "target": result.plan.target, "options": dict(result.plan.options),
-                            "notes": result.notes, "command": result.command}  # fmt: skip
-    if result.calibration is not None:
-        said["calibration"] = {"strength": str(result.calibration.strength), **result.calibration.facts}
+                            "notes": report.notes, "aligned": report.aligned, "command": report.command}  # fmt: skip
+    if report.calibration is not None:
+        said["calibration"] = {"strength": str(report.calibration.strength), **report.calibration.facts}
     if result.manifest is None:
         return {**said, "plan": {"sha256": result.plan.digest(), "evidence": result.plan.evidence}}
-    return {**said, "out": str(result.out), "manifest": result.manifest.data}
+    changes = [dataclasses.asdict(change) for change in report.changes]
+    return {**said, "out": str(result.out), "changes": changes, "manifest": result.manifest.data}
 
 
-def _show_calibration(result: Repair) -> None:
-    calibration = result.calibration
-    assert calibration is not None
+def _show_calibration(calibration: Calibration) -> None:
     walked = "  ".join(f"{s}: {refused}/{judged}" for s, refused, judged in calibration.steps)
     click.echo(
         f"strength {calibration.strength}: the weakest that reaches {calibration.facts['target_refusal']} refusals"
@@ -171,54 +174,34 @@ def _show_calibration(result: Repair) -> None:
     click.echo(f"refused / judged on the way (a failing step stops early): {walked}")
 
 
-def _show_plan(result: Repair) -> None:
+def _show_plan(plan: Plan) -> None:
     rows: dict[str, list[int]] = {}
-    for said in result.plan.evidence.values():
-        row = rows.setdefault(said["role"], [0, 0, 0])
+    for said in plan.evidence.values():
         size = said["shape"][0] * said["shape"][1]
+        row = rows.setdefault(said["role"], [0, 0, 0])
         for i, value in enumerate((1, size, said.get("selected", said.get("selected_at_most", size)))):
             row[i] += value
     table(["role", "tensors", "entries", "selected"], [[role, *(f"{v:,}" for v in row)] for role, row in rows.items()])
-    click.echo(f"\ndry run, nothing was written; plan {result.plan.digest()[:16]}; again by: {result.command}")
 
 
-def _show_changes(manifest: Manifest) -> None:
-    roles: dict[str, dict[str, float]] = {}
-    for edit in sorted(manifest.edits.values(), key=lambda e: _ROLES.index(e.get("role", "merged"))):
-        row = roles.setdefault(edit.get("role", "merged"), {})
-        row["tensors"] = row.get("tensors", 0) + 1
-        for key in ("entries", "selected", "changed"):
-            row[key] = row.get(key, 0) + edit[key]
-        for key in ("weight_norm", "change_norm", "update_norm_before", "update_norm_after"):
-            row[key] = row.get(key, 0) + edit.get(key, 0) ** 2
-    if not roles:
+def _show_changes(changes: Sequence[RoleChange]) -> None:
+    if not changes:
         click.echo("nothing was edited: the output holds the input's weights")
         return
-    total = {key: sum(row.get(key, 0) for row in roles.values()) for key in next(iter(roles.values()))}
-    rows = [_change_row(role, row) for role, row in roles.items()] + [_change_row("all", total)]
+    rows = []
+    for c in changes:
+        counts = [f"{v:,}" for v in (c.tensors, c.entries, c.selected, c.changed)]
+        left = "-" if c.update_left is None else f"{c.update_left:.3f}"
+        rows.append([c.role, *counts, f"{100 * c.change_share:.3g} %", f"{c.change_over_weight:.3g}", left])
     table(["role", "tensors", "entries", "selected", "changed", "share", "change/weight", "update left"], rows)
 
 
-def _change_row(role: str, row: dict[str, float]) -> list[str]:
-    moved = (row["change_norm"] / row["weight_norm"]) ** 0.5 if row["weight_norm"] else 0.0
-    before = row.get("update_norm_before", 0)
-    left = f"{(row['update_norm_after'] / before) ** 0.5:.3f}" if before else "-"
-    share = f"{100 * row['changed'] / row['entries']:.3g} %" if row["entries"] else "-"
-    return [
-        role,
-        *(f"{int(row[k]):,}" for k in ("tensors", "entries", "selected", "changed")),
-        share,
-        f"{moved:.3g}",
-        left,
-    ]
-
-
-def show_manifest(manifest: Manifest, out: str, form: str) -> None:
+def show_apply(result: Applied, form: str) -> None:
     if form == "json":
-        _json({"out": out, "manifest": manifest.data})
+        _json({"out": str(result.out), "manifest": result.manifest.data})
         return
-    _show_changes(manifest)
-    click.echo(f"\nwrote {out}, whole and read again")
+    _show_changes(result.changes)
+    click.echo(f"\nwrote {result.out}")
 
 
 def show_verification(result: Verification, form: str) -> None:

@@ -86,7 +86,14 @@ def build(
 
 
 def _edit(name: str, plan: Plan, written: Written) -> dict[str, Any]:
-    return {**plan.evidence.get(name, {}), **written.changes[name].as_dict(), "sha256": written.tensors_out.get(name)}
+    edit = plan.edits.get(name)
+    kind = "merge" if edit is None else type(edit).__name__.lower()
+    return {
+        "edit": kind,
+        **plan.evidence.get(name, {}),
+        **written.changes[name].as_dict(),
+        "sha256": written.tensors_out.get(name),
+    }
 
 
 def identity(checkpoint: Checkpoint, *, whole: bool = False) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from weightguard.errors import CheckpointError, MismatchError
 from weightguard.kernels import ops
 from weightguard.rewrite.manifest import NAME, Manifest
 from weightguard.rewrite.stream import CHUNK
-from weightguard.weights import Sources, open_weights
+from weightguard.weights import Sources, Weights, open_weights
 
 Progress = Callable[[int], None]
 
@@ -142,7 +143,23 @@ def _recount(name: str, output: Checkpoint, manifest: Manifest, before: Sources)
     rows = after.T if transposed else after
     changed = 0
     for start, stop in ops.tiles(weights.shape):
-        changed += int((rows[start:stop] != weights.tuned(start, stop).to(rows.dtype)).sum())
+        block = rows[start:stop]
+        moved = block != weights.tuned(start, stop).to(rows.dtype)
+        changed += int(moved.sum())
+        planned = _planned(said, manifest, weights, start, stop)
+        if planned is not None and bool((block != planned)[moved].any()):
+            raise MismatchError(f"tensor {name!r}: an entry changed to a value that its plan cannot give")
     if changed != said["changed"]:
         raise MismatchError(f"tensor {name!r}: {changed} entries differ from the input, {NAME} says {said['changed']}")
     return changed
+
+
+def _planned(
+    said: Mapping[str, Any], manifest: Manifest, weights: Weights, start: int, stop: int
+) -> torch.Tensor | None:
+    """What a selected entry must have become: zero, or the base's value; None where that is not known from here."""
+    if said.get("edit") != "select":
+        return None
+    if manifest.data["target"] == "delta":
+        return weights.aligned(start, stop).to(weights.stored.dtype) if weights.aligned else None
+    return torch.zeros((), dtype=weights.stored.dtype)

@@ -1,0 +1,208 @@
+"""Repair a synthetic sharded checkpoint of 2 GB with given statistics: CPU time and memory, beside `cp` and load + save.
+
+    python benchmarks/bench_rewrite.py            # about two minutes, 7 GB of disk under --directory
+    python benchmarks/bench_rewrite.py --smoke    # a second, 20 MB
+
+Every row runs in a process of its own. CPU time is net of the imports; memory is the peak of anonymous memory above
+what the process held after its imports. Prints one JSON line a row, then a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROWS = {
+    "cp": "copy of the files",
+    "load-save": "safetensors load + save",
+    "weight": "antidote, weight, per row 0.1",
+    "weight-matrix": "antidote, weight, per matrix 0.1",
+    "delta": "antidote, delta, per row 0.25",
+    "delta-plain": "the same without digests and re-reading",
+}
+
+
+def build(root: Path, hidden: int, middle: int, layers: int) -> None:
+    """Tuned and aligned llama-shaped checkpoints in bf16, two layers a shard, and statistics for both."""
+    import numpy
+    import torch
+    from safetensors.torch import save_file
+
+    from weightguard.checkpoint.writer import safetensors_bytes
+
+    square = {f"self_attn.{n}_proj": (hidden, hidden) for n in "qkvo"}
+    gated = {"mlp.gate_proj": (middle, hidden), "mlp.up_proj": (middle, hidden), "mlp.down_proj": (hidden, middle)}
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": layers,
+              "hidden_size": hidden, "intermediate_size": middle, "num_attention_heads": 32, "vocab_size": 1000,
+              "tie_word_embeddings": True}  # fmt: skip
+    sums = {}
+    for salt, name in enumerate(("aligned", "tuned")):
+        (root / name).mkdir()
+        (root / name / "config.json").write_text(json.dumps(config))
+        weight_map, total = {}, 0
+        for first in range(0, layers, 2):
+            generator = torch.Generator().manual_seed(first)
+            shard = {}
+            for layer in range(first, min(first + 2, layers)):
+                for path, shape in (square | gated).items():
+                    tensor = f"model.layers.{layer}.{path}.weight"
+                    shard[tensor] = (torch.randn(shape, generator=generator) * (1 + 0.01 * salt)).to(torch.bfloat16)
+                    sums[tensor] = numpy.arange(1.0, shape[1] + 1)
+            file = f"model-{first // 2 + 1:05}-of-{(layers + 1) // 2:05}.safetensors"
+            save_file(shard, root / name / file, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(shard, file)
+            total += sum(t.nbytes for t in shard.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (root / name / "model.safetensors.index.json").write_text(json.dumps(index))
+    said = {
+        "format": 1,
+        "counted_tokens": 100,
+        "tokens": "all",
+        "data": {"source": "synthetic", "sha256": "", "rows": 1},
+    }
+    (root / "stats").write_bytes(safetensors_bytes(sums, {"weightguard_statistics": json.dumps(said)}))
+
+
+class PeakMemory:
+    """Peak of RssAnon in bytes while the block runs, sampled every two milliseconds, above its value at the start."""
+
+    def __enter__(self) -> PeakMemory:
+        self.start = self.peak = _anonymous()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.002):
+            self.peak = max(self.peak, _anonymous())
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def above(self) -> int:
+        return self.peak - self.start
+
+
+def _anonymous() -> int:
+    text = Path("/proc/self/status").read_text()
+    return int(text.split("RssAnon:")[1].split()[0]) * 1024
+
+
+def work(row: str, root: Path, out: Path) -> None:
+    if row == "load-save":
+        from safetensors.torch import load_file, save_file
+
+        out.mkdir()
+        for file in sorted((root / "tuned").glob("*.safetensors")):
+            save_file(load_file(file), out / file.name)
+        return
+    from weightguard.api import repair
+
+    options = {"ratio": 0.1, "group": "matrix" if row == "weight-matrix" else "row", "target": "weight"}
+    if row.startswith("delta"):
+        options = {"ratio": 0.25, "target": "delta", "aligned": str(root / "aligned")}
+    if row == "delta-plain":
+        _without_digests(root, out, options)
+        return
+    repair(str(root / "tuned"), method="antidote", stats=root / "stats", out=out, offline=True, **options)
+
+
+def _without_digests(root: Path, out: Path, options: dict) -> None:
+    from weightguard.api import repair
+    from weightguard.api.subject import open_subject
+    from weightguard.rewrite.stream import write_weights
+
+    plan = repair(
+        str(root / "tuned"), method="antidote", stats=root / "stats", dry_run=True, offline=True, **options
+    ).plan
+    sources = open_subject(str(root / "tuned"), str(root / "aligned")).sources("delta")
+    out.mkdir()
+    write_weights(plan, sources, out, lambda _: None, hashing=False)
+
+
+def child(row: str, root: Path, out: Path) -> None:
+    """One row in this process: print its figures as JSON."""
+    import torch
+
+    import weightguard.api.repairing
+    import weightguard.rewrite
+    import weightguard.statistics.norms  # noqa: F401
+
+    torch.set_num_threads(1)
+    with PeakMemory() as memory:
+        cpu, wall = time.process_time(), time.monotonic()
+        work(row, root, out)
+        cpu, wall = time.process_time() - cpu, time.monotonic() - wall
+    print(json.dumps({"row": row, "cpu_s": cpu, "wall_s": wall, "anonymous_mb": memory.above / 1e6}))
+
+
+def measured(row: str, root: Path) -> dict:
+    out = root / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    if row == "cp":
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        wall = time.monotonic()
+        subprocess.run(["cp", "-r", "--reflink=never", root / "tuned", out], check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return {"row": row, "cpu_s": cpu, "wall_s": time.monotonic() - wall, "anonymous_mb": 0.0}
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", row, "--directory", root], check=True, stdout=subprocess.PIPE
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path)
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--child", choices=ROWS)
+    options = parser.parse_args()
+    if options.child:
+        child(options.child, options.directory, options.directory / "out")
+        return
+    root = Path(tempfile.mkdtemp(dir=options.directory))
+    try:
+        build(root, *((256, 688, 2) if options.smoke else (4096, 11008, 5)))
+        report(root)
+    finally:
+        shutil.rmtree(root)
+
+
+def report(root: Path) -> None:
+    largest = max(t.nbytes for t in _tensors(root))
+    size = sum(t.nbytes for t in _tensors(root))
+    bound = 2 * largest / 1e6 + 64
+    print(f"checkpoint {size / 1e9:.2f} GB, largest tensor {largest / 1e6:.0f} MB, memory bound {bound:.0f} MB")
+    rows = [measured("cp", root)]  # once to warm the page cache, once to count
+    rows = [measured(row, root) for row in ROWS]
+    print(f"{'':42} {'CPU s':>8} {'x cp':>7} {'wall s':>8} {'anonymous MB':>13}")
+    for row in rows:
+        print(json.dumps(row), file=sys.stderr)
+        ratio = row["cpu_s"] / rows[0]["cpu_s"] if rows[0]["cpu_s"] else float("nan")
+        print(
+            f"{ROWS[row['row']]:42} {row['cpu_s']:8.2f} {ratio:7.1f} {row['wall_s']:8.2f} {row['anonymous_mb']:13.0f}"
+        )
+    over = [r["row"] for r in rows if r["row"] not in ("cp", "load-save") and r["anonymous_mb"] > bound]
+    print("memory bound: " + ("kept by every repair" if not over else f"EXCEEDED by {', '.join(over)}"))
+
+
+def _tensors(root: Path) -> list:
+    from weightguard.checkpoint import open_checkpoint, resolve
+
+    return list(open_checkpoint(resolve(str(root / "tuned"))).tensors.values())
+
+
+if __name__ == "__main__":
+    main()

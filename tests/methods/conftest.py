@@ -1,0 +1,94 @@
+"""A pico checkpoint made of integers: the same bytes on every machine, no training, no random generator."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy
+import pytest
+
+from weightguard.checkpoint.writer import safetensors_bytes
+
+HIDDEN, MIDDLE, LAYERS, VOCABULARY = 12, 20, 2, 17
+SHAPES = {
+    "self_attn.q_proj": (HIDDEN, HIDDEN),
+    "self_attn.k_proj": (HIDDEN // 2, HIDDEN),
+    "self_attn.v_proj": (HIDDEN // 2, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, HIDDEN),
+    "mlp.gate_proj": (MIDDLE, HIDDEN),
+    "mlp.up_proj": (MIDDLE, HIDDEN),
+    "mlp.down_proj": (HIDDEN, MIDDLE),
+}
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": MIDDLE,
+    "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCABULARY,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def integers(name: str, shape: tuple[int, ...], scale: int) -> numpy.ndarray:
+    """float32 multiples of 1/32 in [-scale, scale]/32, drawn by sha256 of the name: exact in every dtype, with ties."""
+    count = int(numpy.prod(shape))
+    blocks = b"".join(hashlib.sha256(f"{name}:{i}".encode()).digest() for i in range(count // 32 + 1))
+    raw = numpy.frombuffer(blocks, numpy.uint8)[:count].astype(numpy.int64)
+    return ((raw % (2 * scale + 1) - scale) / 32).astype(numpy.float32).reshape(shape)
+
+
+def linears() -> dict[str, tuple[int, int]]:
+    return {f"model.layers.{i}.{path}.weight": shape for i in range(LAYERS) for path, shape in SHAPES.items()}
+
+
+def weights(salt: str) -> dict[str, numpy.ndarray]:
+    tensors = {"model.embed_tokens.weight": integers("embed", (VOCABULARY, HIDDEN), 31)}
+    for name, shape in linears().items():
+        tensors[name] = integers(name, shape, 31)
+        if salt:
+            tensors[name] = tensors[name] + integers(salt + name, shape, 4)
+    norms = [
+        f"model.layers.{i}.{n}.weight" for i in range(LAYERS) for n in ("input_layernorm", "post_attention_layernorm")
+    ]
+    return tensors | {name: numpy.ones(HIDDEN, numpy.float32) for name in [*norms, "model.norm.weight"]}
+
+
+def save(directory: Path, salt: str) -> Path:
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    (directory / "model.safetensors").write_bytes(safetensors_bytes(weights(salt), {"format": "pt"}))
+    return directory
+
+
+def statistics_bytes() -> bytes:
+    """Sums of squares that are small integers: their square roots are rounded once, the same everywhere."""
+    sums = {
+        name: numpy.abs(integers("s" + name, shape[1:], 31)).astype(numpy.float64) * 32
+        for name, shape in linears().items()
+    }
+    said = {
+        "format": 1,
+        "counted_tokens": 64,
+        "tokens": "all",
+        "data": {"source": "made.jsonl", "sha256": "", "rows": 4},
+    }
+    return safetensors_bytes(sums, {"format": "np", "weightguard_statistics": json.dumps(said)})
+
+
+@pytest.fixture(scope="session")
+def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `tuned` and `aligned` checkpoints and the statistics file `stats`."""
+    root = tmp_path_factory.mktemp("pico")
+    save(root / "aligned", "")
+    save(root / "tuned", "tuned")
+    (root / "stats").write_bytes(statistics_bytes())
+    return root
+
+
+def digests(directory: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(directory.iterdir())}
+
+
+@pytest.fixture
+def digest_of():
+    """A function: digests of every file of a directory."""
+    return digests

@@ -1,0 +1,58 @@
+"""Digests that must never move: repaired weights of an integer checkpoint under committed statistics.
+
+If one changes, every user's repair changes: say so in the changelog, or undo it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import weightguard as wg
+
+ANTIDOTE = {"method": "antidote"}
+CASES: dict[str, dict[str, Any]] = {
+    "row exact": {**ANTIDOTE, "ratio": 0.25},
+    "matrix exact": {**ANTIDOTE, "ratio": 0.25, "group": "matrix"},
+    "global exact": {**ANTIDOTE, "ratio": 0.25, "group": "global"},
+    "row reference": {**ANTIDOTE, "ratio": 0.1, "rounding": "reference"},
+    "weight row reference": {**ANTIDOTE, "ratio": 0.1, "rounding": "reference", "group": "row", "target": "weight"},
+    "weight default": {**ANTIDOTE, "ratio": 0.01, "target": "weight"},
+    "scope q,k": {**ANTIDOTE, "ratio": 0.5, "scope": "q,k"},
+    "magnitude": {"method": "magnitude"},
+    "random": {"method": "random"},
+    "scale": {"method": "scale", "strength": 0.7},
+}
+
+
+def golden() -> dict[str, str]:
+    lines = (Path(__file__).parent / "golden.txt").read_text().splitlines()
+    return dict(reversed(line.split("  ", 1)) for line in lines)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_golden_digest(case: str, threads: int, pico: Path, tmp_path: Path, digest_of) -> None:
+    assert measured(case, pico, tmp_path, digest_of, threads) == golden()[case]
+
+
+def measured(case: str, pico: Path, tmp_path: Path, digest_of, threads: int) -> str:
+    options = CASES[case]
+    data = {"stats": pico / "stats"} if options["method"] == "antidote" else {}
+    aligned = {} if options.get("target") == "weight" else {"aligned": str(pico / "aligned")}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        wg.repair(str(pico / "tuned"), out=tmp_path / "out", offline=True, **options, **data, **aligned)
+    finally:
+        torch.set_num_threads(before)
+    return digest_of(tmp_path / "out")["model.safetensors"]
+
+
+def test_the_inputs_are_the_committed_ones(pico: Path, digest_of) -> None:
+    found = {f"input {path}": digest_of(pico / path)["model.safetensors"] for path in ("tuned", "aligned")}
+    for case, digest in found.items():
+        assert digest == golden()[case]
