@@ -12,7 +12,7 @@ from weightguard.api.collect import Progress, Running, collect, encoded
 from weightguard.api.reporting import Report, changes_of
 from weightguard.api.strength import Calibration, weakest
 from weightguard.api.subject import Subject, open_subject
-from weightguard.checkpoint.writer import write_file
+from weightguard.checkpoint.writer import check_free, write_file
 from weightguard.errors import UsageError
 from weightguard.methods import method_class
 from weightguard.methods.inputs import Inputs, as_share, settings
@@ -82,6 +82,7 @@ def run_repair(
     _check_output(output)
     notes = _Notes()
     subject = open_subject(reference, aligned, offline=offline, search=getattr(method, "target", None) != "weight")
+    _check_apart(output, subject)
     notes.add(*subject.notes)
     method = method.settled(subject.default_target(), adapter=subject.adapter is not None)
     notes.add(*_fallback_note(method, subject, options))
@@ -131,6 +132,15 @@ def _check_output(output: Output) -> None:
         raise UsageError("-o OUT is missing; or --dry-run for the plan alone")
     if output.out is not None and not output.dry_run:
         check_target(Path(output.out), output.force)
+    if output.save_plan is not None:
+        check_free(Path(output.save_plan), force=output.force)
+
+
+def _check_apart(output: Output, subject: Subject) -> None:
+    from weightguard.rewrite import check_apart
+
+    if output.out is not None and not output.dry_run:
+        check_apart(Path(output.out), subject.inputs)
 
 
 def _fallback_note(method: Any, subject: Subject, options: Mapping[str, Any]) -> tuple[str, ...]:

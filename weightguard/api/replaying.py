@@ -30,11 +30,12 @@ def run_apply(
     progress: Progress,
 ) -> Manifest:
     from weightguard.plan import Plan
-    from weightguard.rewrite import Options, check_target, rewrite
+    from weightguard.rewrite import Options, check_apart, check_target, rewrite
 
     check_target(out, force)
     plan = Plan.load(path)
     subject = open_subject(reference, aligned, offline=offline, search=plan.needs_aligned)
+    check_apart(out, subject.inputs)
     sources = subject.sources(plan.target)
     _check_fits(plan, sources)
     given = " --aligned ALIGNED" if plan.target == "delta" and subject.adapter is None else ""

@@ -23,7 +23,7 @@ from weightguard.checkpoint import (
     open_checkpoint,
     resolve,
 )
-from weightguard.errors import InputError, SystemFailure, UsageError
+from weightguard.errors import InputError, MismatchError, SystemFailure, UsageError
 
 if TYPE_CHECKING:
     from weightguard.weights import Sources
@@ -42,6 +42,11 @@ class Subject:
     def directories(self) -> tuple:
         """Where a tokenizer may lie, the most specific place first."""
         return (*([self.adapter.directory] if self.adapter else []), self.model.directory)
+
+    @property
+    def inputs(self) -> tuple:
+        """Every directory that is read, and that no output may touch."""
+        return tuple(part.directory for part in (self.model, self.adapter, self.aligned) if part is not None)
 
     @property
     def named(self) -> dict[str, Linear]:
@@ -97,8 +102,16 @@ def open_subject(reference: str, aligned: str | None = None, *, offline: bool = 
     found, notes = _aligned_for(first, aligned, offline, search)
     if found is not None:
         check_editable(found)
-        check_pairing(first, found, list(first.tensors))
+        _check_reference(first, found, given=aligned is not None)
     return Subject(first, None, found, notes)
+
+
+def _check_reference(model: Checkpoint, found: Checkpoint, *, given: bool) -> None:
+    try:
+        check_pairing(model, found, list(model.tensors))
+    except MismatchError as error:
+        hint = "" if given else "; give the right reference with --aligned, or --target weight to go without"
+        raise MismatchError(f"{error}{hint}") from error
 
 
 def _alone(resolved: Resolved) -> Resolved:

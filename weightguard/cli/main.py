@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
@@ -18,6 +20,9 @@ from weightguard.cli.commands import cli
 from weightguard.errors import WeightguardError
 
 
+MAX_LINE = 4000
+
+
 class _Terminated(BaseException):
     """SIGTERM, as an exception, so that stages are removed on the way out."""
 
@@ -25,12 +30,28 @@ class _Terminated(BaseException):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `weightguard` with `arguments` (default: the process's); returns the exit code (see `errors`)."""
     try:
-        signal.signal(signal.SIGTERM, _terminate)
-        result = cli.main(args=arguments, prog_name="weightguard", standalone_mode=False)
+        with contextlib.suppress(ValueError):  # only the main thread may set a handler
+            signal.signal(signal.SIGTERM, _terminate)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # not our user's business
+        _prepare_streams()
+        # Not click's own main: it ends a broken pipe with exit code 1, which here means a failed gate.
+        with cli.make_context("weightguard", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            cli.invoke(context)
         sys.stdout.flush()
-        return result if isinstance(result, int) else 0
+        return 0
     except BaseException as error:
         return _ending(error)
+
+
+def _prepare_streams() -> None:
+    """Closed standard streams lead to /dev/null, or the next file opened would take their place and what is printed."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -42,9 +63,12 @@ def _ending(error: BaseException) -> int:
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        return _say("interrupted; nothing was published", 130)
+        return _say("interrupted; no unfinished output is left", 130)
     if isinstance(error, _Terminated):
-        return _say("terminated; nothing was published", 143)
+        return _say("terminated; no unfinished output is left", 143)
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # click 8.2 and newer
+        error.show()
+        return error.exit_code
     if isinstance(error, click.ClickException):
         return _say(error.format_message(), 2)
     if isinstance(error, WeightguardError):
@@ -60,19 +84,23 @@ def _os_words(error: OSError) -> str:
     if isinstance(error, BrokenPipeError):
         # Whoever read stdout is gone; keep the interpreter from failing again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return "standard output was closed before all of the result was shown"
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}"
 
 
 def _log(error: BaseException) -> str:
-    with tempfile.NamedTemporaryFile("w", prefix="weightguard-", suffix=".log", delete=False) as file:
-        traceback.print_exception(error, file=file)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="weightguard-", suffix=".log", delete=False) as file:
+            traceback.print_exception(error, file=file)
+    except OSError:
+        return f"this, as no log could be written: {error}"
     return file.name
 
 
 def _say(message: str, code: int) -> int:
     line = " ".join(str(message).split())
-    printable = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
+    printable = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line[:MAX_LINE])
     with contextlib.suppress(OSError):  # where nobody can be told, the exit code still says it
         print(f"weightguard: {printable}", file=sys.stderr, flush=True)
     return code

@@ -26,22 +26,28 @@ Report = Callable[[str, int, int], None]
 
 @contextlib.contextmanager
 def progress() -> Iterator[Report]:
-    """A bar per stage with rate and time left on a terminal; elsewhere one line when a stage is done."""
+    """A bar for the stage at work, with rate and time left, on a terminal; elsewhere one line when a stage is done."""
     if not sys.stderr.isatty():
         yield _lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description:>10}"), BarColumn(), TextColumn("{task.fields[amount]}"),
+    columns = (TextColumn("{task.description:>20}"), BarColumn(), TextColumn("{task.fields[amount]}"),
                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, tuple[Any, float]] = {}
+        quiet_since = time.monotonic()  # a stage's first report comes after its first piece of work
 
         def report(stage: str, done: int, total: int) -> None:
+            nonlocal quiet_since
             if stage not in tasks:
-                tasks[stage] = (bars.add_task(stage, total=total, amount=""), time.monotonic())
+                for earlier, _ in tasks.values():
+                    bars.remove_task(earlier)
+                tasks.clear()
+                tasks[stage] = (bars.add_task(stage, total=total, amount=""), quiet_since)
             task, started = tasks[stage]
+            quiet_since = time.monotonic()
             bars.update(
                 task, completed=done, total=total, amount=_amount(stage, done, total, time.monotonic() - started)
             )
@@ -51,14 +57,14 @@ def progress() -> Iterator[Report]:
 
 def _amount(stage: str, done: int, total: int, seconds: float) -> str:
     rate = done / max(seconds, 1e-9)
-    if stage in _BYTES:
+    if stage.split()[-1] in _BYTES:
         return f"{done / 1e6:.1f} / {total / 1e6:.1f} MB  {rate / 1e6:.0f} MB/s"
     return f"{done} / {total}  {rate:.3g}/s"
 
 
 def _lines() -> Report:
     started: dict[str, float] = {}
-    quiet_since = time.monotonic()  # a stage's first report comes after its first piece of work
+    quiet_since = time.monotonic()
 
     def report(stage: str, done: int, total: int) -> None:
         nonlocal quiet_since
@@ -81,7 +87,12 @@ def table(headings: list[str], rows: list[list[str]]) -> None:
 
 
 def _json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a narrow terminal encoding, or a path that is not UTF-8
+        text = json.dumps(value, indent=2, default=str)
+    click.echo(text)
 
 
 def show_inspection(found: Inspection, form: str, tensors: bool) -> None:
