@@ -22,7 +22,9 @@ FILES = {
     "additional_chat_templates/tool.jinja": b"t",
     "pytorch_model.bin": b"pickle",
     "modeling_evil.py": b"code",
-    "original/params.json": b"{}",
+    "original/tokenizer.model": b"t",
+    "checkpoint-5/config.json": b"{}",
+    "checkpoint-5/model.safetensors": b"earlier",
     "consolidated.safetensors": b"again",
 }
 # Prints one line of JSON: what was resolved, or which error came up; and how long it took.
@@ -53,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path.endswith("/api/agent-harnesses"):
-            return self.say(404)
+            return self.say(503, Retry_After="3600")  # asked in passing: must not matter
         self.server.seen.append((self.command, path, self.headers.get("Range")))
         for (command, part), answer in self.server.rules.items():
             if command == self.command and part in path:
@@ -128,7 +130,6 @@ def test_files_and_commit(hub: Hub) -> None:
         ("/resolve/", {"X_Error_Code": "GatedRepo"}, "org/name: gated (HTTP {}): accept the terms at "),
         ("/resolve/", {}, "org/name: gated, private or not there (HTTP {}): accept the terms at "),
         ("/api/", {}, "org/name: gated, private or not there (HTTP {}): accept the terms at "),
-        ("/api/", {"X_Error_Code": "GatedRepo"}, "org/name: gated (HTTP {}): accept the terms at "),
     ],
 )
 @pytest.mark.parametrize("status", [401, 403])
@@ -145,6 +146,12 @@ def test_no_such_repository(hub: Hub) -> None:
     assert said["code"] == 3 and said["error"].startswith("no such model: org/name is neither a directory nor at http")
 
 
+def test_disabled(hub: Hub) -> None:
+    hub.rules["GET", "model.safe"] = fail(403, X_Error_Message="Access to this resource is disabled.")
+    said = hub.resolve()
+    assert said["code"] == 3 and said["error"].startswith("org/name: disabled by the hub")
+
+
 def test_no_such_revision(hub: Hub) -> None:
     hub.rules["GET", "/api/"] = fail(404, X_Error_Code="RevisionNotFound")
     said = hub.resolve("org/name@v9")
@@ -159,6 +166,12 @@ def test_rate_limit_is_said_and_not_waited_for(hub: Hub, where: tuple[str, str])
     assert said["error"] == "org/name: the hub does not deliver: HTTP 429, Retry-After 60 s; try again later"
 
 
+def test_rate_limit_in_the_other_header(hub: Hub) -> None:
+    hub.rules["GET", "model.safe"] = fail(429, RateLimit='"api";r=0;t=55')
+    said = hub.resolve()
+    assert said["seconds"] < 10 and "HTTP 429, Retry-After 55 s" in said["error"]
+
+
 def test_short_rate_limit_is_waited_for(hub: Hub) -> None:
     def once(handler: Handler) -> None:
         hub.rules.clear()
@@ -169,11 +182,10 @@ def test_short_rate_limit_is_waited_for(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("where", [("GET", "/api/"), ("GET", "/tree/"), ("HEAD", "model.safe"), ("GET", "model.safe")])
-@pytest.mark.parametrize("status", [500, 503])
-def test_server_error(hub: Hub, where: tuple[str, str], status: int) -> None:
-    hub.rules[where] = fail(status)
+def test_server_error(hub: Hub, where: tuple[str, str]) -> None:
+    hub.rules[where] = fail(503)
     said = hub.resolve(settings={"PATIENCE": 1.0})
-    assert said["code"] == 5 and said["seconds"] < 10 and f"HTTP {status}" in said["error"]
+    assert said["code"] == 5 and said["seconds"] < 10 and "HTTP 503" in said["error"]
 
 
 @pytest.mark.full
@@ -270,4 +282,4 @@ def test_interrupt_ends_a_running_download(hub: Hub) -> None:
     begin = time.monotonic()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    assert time.monotonic() - begin < 5 and process.returncode != 0
+    assert time.monotonic() - begin < 2.5 and process.returncode != 0

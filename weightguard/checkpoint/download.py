@@ -27,11 +27,15 @@ TRIES = 6  # of one request that gets no further, however fast it fails
 
 # Texts and safetensors of the top folder. No pickles, no code, no second copy of the weights in another layout.
 WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.md", "LICENSE*", "NOTICE*"]
-UNWANTED = ["*/*.safetensors", "*/*.json", "*/*.txt", "*/*.model", "*/*.md", "original/*", "consolidated*"]
-UNWANTED += ["*.bin", "*.pt", "*.pth", "*.gguf", "*.py"]
+UNWANTED = ["*/*.safetensors", "*/*.json", "*/*.txt", "*/*.model", "*/*.tiktoken", "*/*.md", "consolidated*", "*.py"]
 
-# hf_xet reads these when it starts; with its own, a storage server that answers 500 is tried for minutes.
-_XET = {"HF_XET_CLIENT_RETRY_BASE_DELAY": "1s", "HF_XET_CLIENT_RETRY_MAX_DURATION": "4s"}
+# hf_xet reads these when it starts. With its own values a storage server that answers 500 is tried for minutes, and one
+# that does not answer at all for a quarter of an hour.
+_XET = {
+    "HF_XET_CLIENT_RETRY_BASE_DELAY": "1s",
+    "HF_XET_CLIENT_RETRY_MAX_DURATION": "4s",
+    "HF_XET_CLIENT_READ_TIMEOUT": "30s",
+}
 _CUT = "the download was cut again and again"
 _ONE_AT_A_TIME = threading.Lock()  # the client factory of huggingface_hub belongs to the process
 _log = logging.getLogger(__name__)
@@ -51,8 +55,6 @@ def snapshot(repo: str, revision: str | None, *, offline: bool = False) -> Path:
         fetch = partial(snapshot_download, repo, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED)
         with _ONE_AT_A_TIME:
             return Path(fetch(local_files_only=True) if offline else _fetch(fetch))
-    except WeightguardError:
-        raise
     except Exception as error:  # what a library and a server can fail with has no end; all of it ends in one line
         raise _in_words(error, repo, revision) from error
 

@@ -157,11 +157,10 @@ def _is_own_blob(path: Path, target: Path, base: Path) -> bool:
     (<cache>/blobs/ab/ab...); that store counts when the way there leads over the repository's own blobs.
     """
     repository = base.parent.parent
-    if base.parent.name != "snapshots" or not repository.name.startswith("models--"):
+    named = base.parent.name == "snapshots" and repository.name.startswith("models--")
+    if not named or not _COMMIT.fullmatch(base.name):
         return False
     blobs, store = repository / "blobs", repository.parent / "blobs"
-    if not _COMMIT.fullmatch(base.name) or blobs.is_symlink() or store.is_symlink():
-        return False
     if target.parent == blobs:
         return True
     first = Path(os.path.realpath(path.parent), os.readlink(path)) if path.is_symlink() else path

@@ -128,10 +128,11 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _integer(digits: str) -> int:
+def _integer(digits: str) -> int | float:
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits, more than {MAX_DIGITS}")
-    return int(digits)
+    # Readers disagree about -0; as the float that others take it for, it is no size and no offset.
+    return -0.0 if digits == "-0" else int(digits)
 
 
 def _refuse_lone_surrogates(value: object) -> None:
