@@ -86,7 +86,7 @@ def test_no_strength_is_undecided_and_writes_nothing(world: World) -> None:
     base = world.lab.base()  # no share of "W - W" can make a model refuse that never learned to
     with pytest.raises(UndecidedError):
         wg.repair(str(base), method="magnitude", aligned=str(base), strength="auto", safety=str(world.data["safety"]),
-                  out=world.folder / "never")  # fmt: skip
+                  out=world.folder / "never", threads=1)  # fmt: skip
     assert not (world.folder / "never").exists()
 
 
