@@ -41,7 +41,8 @@ class Weights:
 
     `stored` is the tensor as read, in storage order: the edit is written into it through `logical`, block by block, so
     blocks must be asked for before they are overwritten. tuned(i, j) and aligned(i, j) give W and W_aligned;
-    `reference` is the aligned tensor as read from another checkpoint, where there is one.
+    `reference` is the aligned tensor as read from another checkpoint, where there is one; `update` gives D where it is
+    known without a subtraction.
     """
 
     stored: torch.Tensor
@@ -49,17 +50,25 @@ class Weights:
     tuned: Rows
     aligned: Rows | None
     reference: torch.Tensor | None = None
+    update: Rows | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.logical.shape[0], self.logical.shape[1]
+
+    def delta(self, start: int, stop: int) -> torch.Tensor:
+        """Rows of D = W − W_aligned; of an adapter s·B·A itself, since (W + s·B·A) − W has lost its last bits."""
+        if self.update is not None:
+            return self.update(start, stop)
+        assert self.aligned is not None
+        return self.tuned(start, stop) - self.aligned(start, stop)
 
 
 def open_weights(sources: Sources, name: str, *, with_aligned: bool) -> Weights:
     """Read one tensor and what it is compared with. NaN or infinity in either is a CheckpointError."""
     stored = finite(sources.model, name)
     if sources.merged is not None and name in sources.merged.pairs:
-        return _over_base(sources.merged, name, stored)
+        return _over_base(sources, name, stored)
     logical = _turned(stored, _is_transposed(sources, name))
     work = _working(stored.dtype)
     reference = _reference(sources, name) if with_aligned else None
@@ -80,12 +89,12 @@ def _reference(sources: Sources, name: str) -> torch.Tensor:
     return finite(sources.aligned, name)
 
 
-def _over_base(merged: Merged, name: str, stored: torch.Tensor) -> Weights:
-    pair = merged.pairs[name]
-    update = low_rank(merged.adapter, pair)
-    logical = _turned(stored, pair.transposed)
+def _over_base(sources: Sources, name: str, stored: torch.Tensor) -> Weights:
+    assert sources.merged is not None
+    update = low_rank(sources.merged.adapter, sources.merged.pairs[name])
+    logical = _turned(stored, _is_transposed(sources, name))
     aligned = _blocks(logical, _working(stored.dtype))
-    return Weights(stored, logical, lambda i, j: aligned(i, j) + update.rows(i, j), aligned)
+    return Weights(stored, logical, lambda i, j: aligned(i, j) + update.rows(i, j), aligned, update=update.rows)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from weightguard.checkpoint.naming import Linear
+from weightguard.checkpoint.naming import Linear, family_of, match_linears
+from weightguard.checkpoint.patterns import is_bounded
 from weightguard.checkpoint.reader import Checkpoint
 from weightguard.errors import CheckpointError, MismatchError, UnsupportedError
 
@@ -27,36 +28,35 @@ _REWRITES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 @dataclass(frozen=True)
 class LoraPair:
-    """One module of an adapter. `transposed`: the base stores this weight as (in, out)."""
+    """One module of an adapter: the tensors A (r, in) and B (out, r), and s."""
 
     module: str
     a: str
     b: str
     scaling: float
-    transposed: bool
 
 
 def lora_pairs(adapter: Checkpoint) -> dict[str, LoraPair]:
     """Module path (without peft's prefix) -> its pair, in file order. Errors name the tensor and the config key."""
     _check_config(adapter.config)
+    _check_targets(adapter)
     pairs = {}
     for name, info in adapter.tensors.items():
         if not name.endswith(".lora_A.weight"):
             _check_other(adapter, name)
             continue
+        if not name.startswith(PREFIX):
+            raise CheckpointError(f"{info.file}: tensor {name!r} does not begin with {PREFIX!r}, as peft writes it")
         module = name.removesuffix(".lora_A.weight").removeprefix(PREFIX)
         other = name.replace(".lora_A.", ".lora_B.")
         if other not in adapter.tensors:
             raise CheckpointError(f"{info.file}: tensor {name!r} has no lora_B beside it")
+        _check_targeted(adapter, name, module)
         rank = _rank(adapter, name, other, module)
-        pairs[module] = LoraPair(module, name, other, _scaling(adapter.config, module, rank), _transposed(adapter))
+        pairs[module] = LoraPair(module, name, other, _scaling(adapter.config, module, rank))
     if not pairs:
         raise CheckpointError(f"{adapter.label}: no lora_A tensors; is this a LoRA adapter?")
     return pairs
-
-
-def _transposed(adapter: Checkpoint) -> bool:
-    return bool(adapter.config.get("fan_in_fan_out"))
 
 
 def _check_config(config: dict) -> None:
@@ -72,6 +72,27 @@ def _check_config(config: dict) -> None:
         raise UnsupportedError(
             f"adapter_config.json: init_lora_weights {start!r} rewrites the base on loading; convert it to plain LoRA first"
         )
+
+
+def _check_targeted(adapter: Checkpoint, name: str, module: str) -> None:
+    if not _is_targeted(adapter.config, module):
+        raise MismatchError(
+            f"{adapter.info(name).file}: tensor {name!r} belongs to a module that target_modules and layers_to_transform "
+            f"of adapter_config.json leave out, so that peft would ignore it; remove it or correct the config"
+        )
+
+
+def _is_targeted(config: dict, module: str) -> bool:
+    """peft's rule for a list of names and layers_to_transform; a regular expression is left to peft itself."""
+    targets, layers = config.get("target_modules"), config.get("layers_to_transform")
+    if not isinstance(targets, list) or module in targets:
+        return True
+    if not any(module.endswith(f".{target}") for target in targets):
+        return False
+    if layers in (None, []) or config.get("layers_pattern"):
+        return True
+    found = re.match(r".*?\.[^.]*\.(\d{1,9})\.", module)
+    return found is not None and int(found[1]) in (layers if isinstance(layers, list) else [layers])
 
 
 def _check_other(adapter: Checkpoint, name: str) -> None:
@@ -103,8 +124,8 @@ def _rank(adapter: Checkpoint, a: str, b: str, module: str) -> int:
 
 def _scaling(config: dict, module: str, rank: int) -> float:
     alpha = _by_pattern(config, "alpha_pattern", module, config.get("lora_alpha"))
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise CheckpointError(f"adapter_config.json: lora_alpha {alpha!r} for {module} is not a finite number")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e30:
+        raise CheckpointError(f"adapter_config.json: lora_alpha {str(alpha)[:40]} for {module} is not a usable number")
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
@@ -122,20 +143,42 @@ def _by_pattern(config: dict, key: str, module: str, default: object) -> object:
 def _matches(pattern: str, module: str, key: str) -> bool:
     if module == pattern or module.endswith("." + pattern):
         return True
-    # A stranger's pattern may backtrack for ever: one with two open-ended repeats in a group is refused.
-    if len(pattern) > 500 or re.search(r"\([^)]*[*+][^)]*\)[*+{]", pattern):
-        raise CheckpointError(f"adapter_config.json: {key} has a pattern that may never end: {pattern[:60]!r}")
+    whole = rf"(.*\.)?({pattern})$"
+    _check_pattern(whole, pattern, key, len(module))
+    return re.match(whole, module) is not None
+
+
+def _check_pattern(whole: str, pattern: str, key: str, length: int) -> None:
     try:
-        return re.match(rf"(.*\.)?({pattern})$", module) is not None
+        bounded = is_bounded(whole, length)
     except re.error as error:
         raise CheckpointError(
             f"adapter_config.json: {key} {pattern[:60]!r} is no regular expression: {error}"
         ) from error
+    if not bounded:
+        raise CheckpointError(f"adapter_config.json: {key} has a pattern that may never end: {pattern[:60]!r}")
+
+
+def _check_targets(adapter: Checkpoint) -> None:
+    """What peft runs as a regular expression over every module name when the adapter is loaded."""
+    # peft asks about the base's modules; .lora_A.weight makes up for those with longer names than the linears.
+    longest = max((len(name.removeprefix(PREFIX)) for name in adapter.tensors), default=0)
+    for key in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
+        value = adapter.config.get(key)
+        for pattern in value if isinstance(value, list) else [value]:
+            if isinstance(pattern, str):
+                _check_pattern(pattern, pattern, key, longest)
 
 
 def base_tensors(pairs: dict[str, LoraPair], base: Checkpoint, adapter: Checkpoint) -> dict[str, LoraPair]:
     """On-disk tensor name of the base -> pair. A module the base lacks, or of another shape, is a MismatchError."""
-    return {_base_tensor(pair, base, adapter): pair for pair in pairs.values()}
+    found: dict[str, LoraPair] = {}
+    for pair in pairs.values():
+        name = _base_tensor(pair, base, adapter)
+        if name in found:
+            raise MismatchError(f"{adapter.label}: {found[name].module} and {pair.module} both adapt {name!r}")
+        found[name] = pair
+    return found
 
 
 def _base_tensor(pair: LoraPair, base: Checkpoint, adapter: Checkpoint) -> str:
@@ -143,17 +186,26 @@ def _base_tensor(pair: LoraPair, base: Checkpoint, adapter: Checkpoint) -> str:
     # A base saved without its head class has the same paths less their first components.
     candidates = [".".join(parts[i:]) + ".weight" for i in range(len(parts))]
     name = next((c for c in candidates if c in base.tensors), None)
+    if name is None and parts[-1] == "lm_head" and base.config.get("tie_word_embeddings", True):
+        raise UnsupportedError(f"{adapter.label}: adapts lm_head, which {base.label} ties to its embedding")
     if name is None:
         raise MismatchError(f"{adapter.label}: adapts {pair.module}, which {base.label} does not have")
     found = base.info(name).shape
     shape = (adapter.info(pair.b).shape[0], adapter.info(pair.a).shape[1])
-    wanted = shape[::-1] if pair.transposed else shape
+    wanted = shape[::-1] if _is_transposed(name, base) else shape
     if found != wanted:
         raise MismatchError(
             f"{adapter.label}: {pair.module} is {list(wanted)} in the adapter, {list(found)} in {base.label}: "
             f"the adapter belongs to another base"
         )
     return name
+
+
+def _is_transposed(name: str, base: Checkpoint) -> bool:
+    # As peft does, the kind of module decides. fan_in_fan_out in the config is that of the module peft visited last:
+    # False for a GPT-2 adapter with an lm_head among its targets, though every other module is stored (in, out).
+    found = match_linears(family_of(base.config), [name.removesuffix(".weight")])
+    return any(linear.transposed for linear in found.values())
 
 
 def adapter_linears(pairs: Mapping[str, LoraPair], named: Mapping[str, Linear]) -> dict[str, Linear]:

@@ -20,19 +20,25 @@ class Merged:
     @cached_property
     def pairs(self) -> dict[str, LoraPair]:
         """On-disk base tensor -> pair, in the base's order."""
+        pairs = lora_pairs(self.adapter)
         others = bypassing(self.adapter)
         if others:
             raise UnsupportedError(
                 f"{self.adapter.label}: tensor {others[0]!r} is no LoRA factor and bypasses the update; "
                 f"merge the adapter with peft and repair the merged checkpoint"
             )
-        found = base_tensors(lora_pairs(self.adapter), self.base, self.adapter)
+        found = base_tensors(pairs, self.base, self.adapter)
         return {name: found[name] for name in self.base.tensors if name in found}
 
 
 def check_pairing(model: Checkpoint, aligned: Checkpoint, names: list[str]) -> None:
-    """Names pair by name, with the same shape; extra, missing or reshaped tensors are a MismatchError naming one."""
+    """Names pair by name, with the same shape; extra, missing or reshaped tensors are a MismatchError naming one.
+
+    Only a head may be in one of them alone: of a tied model some tools write it, and some do not.
+    """
     for name in names:
+        if _is_head(name) and name not in aligned.tensors:
+            continue
         if name not in aligned.tensors:
             raise MismatchError(f"tensor {name!r} of {model.label} is not in the aligned model {aligned.label}")
         ours, theirs = model.info(name).shape, aligned.info(name).shape
@@ -40,6 +46,10 @@ def check_pairing(model: Checkpoint, aligned: Checkpoint, names: list[str]) -> N
             raise MismatchError(
                 f"tensor {name!r}: shape {list(ours)} in {model.label}, {list(theirs)} in the aligned model {aligned.label}"
             )
-    extra = next((n for n in aligned.tensors if n not in model.tensors and not n.endswith("lm_head.weight")), None)
+    extra = next((n for n in aligned.tensors if n not in model.tensors and not _is_head(n)), None)
     if extra:
         raise MismatchError(f"tensor {extra!r} of the aligned model {aligned.label} is not in {model.label}")
+
+
+def _is_head(name: str) -> bool:
+    return name == "lm_head.weight" or name.endswith(".lm_head.weight")

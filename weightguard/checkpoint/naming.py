@@ -7,11 +7,13 @@ attention_in {q, k, v, qkv}, attention_out {o}, mlp_in {gate, up, gate_up}, mlp_
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from weightguard.errors import CheckpointError, UnsupportedError
+from weightguard.checkpoint.header import TensorInfo
+from weightguard.errors import CheckpointError, UnsupportedError, UsageError
 
+MAX_LAYERS = 100_000
 SITES = {
     "q": "attention_in", "k": "attention_in", "v": "attention_in", "qkv": "attention_in", "o": "attention_out",
     "gate": "mlp_in", "up": "mlp_in", "gate_up": "mlp_in", "down": "mlp_out",
@@ -20,11 +22,15 @@ SITES = {
 
 @dataclass(frozen=True)
 class Family:
-    """`block`: last path component before the layer number. `transposed`: stored (in, out), as Conv1D does."""
+    """`block`: last path component before the layer number. `transposed`: stored (in, out), as Conv1D does.
+
+    `learned_positions`: positions come from a table of max_position_embeddings rows; there is no position beyond it.
+    """
 
     block: str
     linears: dict[str, str]
     transposed: bool = False
+    learned_positions: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,12 @@ _PHI3 = Family(
     "layers",
     {"qkv": "self_attn.qkv_proj", "o": "self_attn.o_proj", "gate_up": "mlp.gate_up_proj", "down": "mlp.down_proj"},
 )
-_GPT2 = Family("h", {"qkv": "attn.c_attn", "o": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"}, True)
+_GPT2 = Family(
+    "h",
+    {"qkv": "attn.c_attn", "o": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"},
+    transposed=True,
+    learned_positions=True,
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -65,7 +76,7 @@ FAMILIES: dict[str, Family] = {
 
 def family_of(config: dict) -> Family:
     """The row of the table for a config. Error: UnsupportedError that shows the row to add."""
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))[:60]
     if kind in FAMILIES:
         return FAMILIES[kind]
     raise UnsupportedError(
@@ -74,10 +85,14 @@ def family_of(config: dict) -> Family:
     )
 
 
-def decoder_linears(config: dict, names: Iterable[str]) -> dict[str, Linear]:
+def decoder_linears(config: dict, tensors: Mapping[str, TensorInfo]) -> dict[str, Linear]:
     """On-disk tensor name -> Linear, in (layer, role) order. A layer without one of its linears is an error."""
-    found = match_linears(family_of(config), (n.removesuffix(".weight") for n in names if n.endswith(".weight")))
+    found = match_linears(family_of(config), (n.removesuffix(".weight") for n in tensors if n.endswith(".weight")))
     _check_complete(config, found)
+    for path in found:
+        info = tensors[f"{path}.weight"]
+        if len(info.shape) != 2 or 0 in info.shape:
+            raise CheckpointError(f"{info.file}: tensor {info.name!r} is {list(info.shape)}, where a matrix must be")
     return {f"{path}.weight": _with_tensor(linear, f"{path}.weight") for path, linear in found.items()}
 
 
@@ -101,8 +116,8 @@ def _with_tensor(linear: Linear, tensor: str) -> Linear:
 def _check_complete(config: dict, found: dict[str, Linear]) -> None:
     family = family_of(config)
     layers = config.get("num_hidden_layers", config.get("n_layer"))
-    if type(layers) is not int or not 0 < layers <= 100_000:
-        raise CheckpointError(f"config.json: num_hidden_layers is {layers!r}; it must be a positive number of layers")
+    if type(layers) is not int or not 0 < layers <= MAX_LAYERS:
+        raise CheckpointError(f"config.json: num_hidden_layers is {str(layers)[:40]}; it must be 1 to {MAX_LAYERS}")
     if len(found) > layers * len(family.linears):
         raise CheckpointError(f"config.json: {layers} layers, but the tensors hold more decoder linears than that")
     present = {(linear.layer, linear.role) for linear in found.values()}
@@ -122,5 +137,5 @@ def in_scope(linears: dict[str, Linear], scope: str) -> dict[str, Linear]:
     roles = {role.strip() for role in scope.split(",") if role.strip()}
     known = {linear.role for linear in linears.values()}
     if not roles or not roles <= known:
-        raise UnsupportedError(f"--scope {scope}: this model has the roles {', '.join(sorted(known))}, or all")
+        raise UsageError(f"--scope {scope}: this model has the roles {', '.join(sorted(known))}, or all")
     return {name: linear for name, linear in linears.items() if linear.role in roles}

@@ -10,7 +10,7 @@ import torch
 
 from weightguard.checkpoint import Linear, LoraPair, family_of, match_linears
 from weightguard.data import Encoded
-from weightguard.errors import CheckpointError
+from weightguard.errors import CheckpointError, DataError
 from weightguard.kernels import ops
 
 Progress = Callable[[int, int], None]
@@ -29,7 +29,9 @@ def input_square_sums(
     """Σ_t x_{t,j}² over the counted tokens: on-disk tensor name -> float64 (in,).
 
     model: a causal model, or a peft model with `pairs` (base tensor -> pair), which adds lora_A's and lora_B's inputs.
+    Error: DataError naming a row that is longer than the model can read.
     """
+    _check_lengths(rows, config, model)
     sums: dict[str, torch.Tensor] = {}
     counted = torch.zeros(0, dtype=torch.bool)
     handles = [
@@ -47,6 +49,18 @@ def input_square_sums(
         for handle in handles:
             handle.remove()
     return {name: sums[key].cpu().numpy() for name, key in _keys(linears, pairs).items()}
+
+
+def _check_lengths(rows: Sequence[Encoded], config: dict, model: Any) -> None:
+    if not family_of(config).learned_positions:
+        return
+    most = model.config.max_position_embeddings
+    for row in rows:
+        if len(row.ids) > most:
+            raise DataError(
+                f"row {row.number} of the data has {len(row.ids)} tokens, but the model has positions for {most} only; "
+                f"give --max-length {most}, or shorter rows"
+            )
 
 
 def _add(sums: dict[str, torch.Tensor], key: str, inputs: torch.Tensor, counted: torch.Tensor) -> None:

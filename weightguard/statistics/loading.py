@@ -14,6 +14,14 @@ from weightguard.errors import CheckpointError, UnsupportedError, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
+# A config may ask for an attention kernel that is not installed here, or that reads no explicit mask.
+_KERNEL_KEYS = (
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "experts_implementation",
+)
+
 
 def load_model(
     checkpoint: Checkpoint,
@@ -32,17 +40,39 @@ def load_model(
     if dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype}: must be one of {', '.join(DTYPES)}")
     config = model_config(checkpoint)
+    path = None if state_dict is not None else str(checkpoint.directory)
+    given = {} if state_dict is None else {"state_dict": dict(state_dict)}
     with quiet():
         try:
             kind = AutoModelForCausalLM._model_mapping[type(config)]
-            path = None if state_dict is not None else str(checkpoint.directory)
-            given = {} if state_dict is None else {"state_dict": dict(state_dict)}
-            model = kind.from_pretrained(
-                path, config=config, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True, **given
-            )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{checkpoint.label}: transformers cannot load it: {_first_line(error)}") from error
+            model, said = kind.from_pretrained(
+                path, config=config, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True,
+                ignore_mismatched_sizes=True, output_loading_info=True, **given,
+            )  # fmt: skip
+        except MemoryError:
+            raise
+        except Exception as error:  # model classes trust their configs and fail in every way there is
+            raise CheckpointError(f"{checkpoint.label}: transformers cannot load it: {_one_line(error)}") from error
+    _check_loaded(checkpoint, kind.base_model_prefix, said)
     return model.to(_device(device)).eval()
+
+
+def _check_loaded(checkpoint: Checkpoint, prefix: str, said: Mapping[str, Any]) -> None:
+    """transformers fills what a checkpoint lacks, or holds in another shape, with random numbers. Not here.
+
+    A checkpoint saved without its head (names without `prefix`) may lack that head: the decoder is all there.
+    """
+    for name, found, wanted in sorted(said["mismatched_keys"]):
+        raise CheckpointError(
+            f"{checkpoint.label}: tensor {name!r} is {list(found)}, config.json makes it {list(wanted)}; "
+            f"the config belongs to another model"
+        )
+    whole = any(name.startswith(f"{prefix}.") for name in checkpoint.tensors)
+    lacking = sorted(name for name in said["missing_keys"] if whole or name.startswith(f"{prefix}."))
+    if lacking:
+        raise CheckpointError(
+            f"{checkpoint.label}: missing tensor {lacking[0]!r}, which the architecture needs; download or save it again"
+        )
 
 
 def _device(name: str) -> torch.device:
@@ -50,7 +80,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: {_first_line(error)}") from error
+        raise UsageError(f"--device {name}: {_one_line(error)}") from error
     return device
 
 
@@ -61,11 +91,12 @@ def model_config(checkpoint: Checkpoint) -> Any:
     kind = str(checkpoint.config.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise UnsupportedError(f"config.json: transformers has no architecture {kind!r}")
-    plain = {key: value for key, value in checkpoint.config.items() if key not in (*CODE_KEYS, "model_type")}
+    left_out = (*CODE_KEYS, *_KERNEL_KEYS, "model_type")
+    plain = {key: value for key, value in checkpoint.config.items() if key not in left_out}
     try:
         return CONFIG_MAPPING[kind].from_dict(plain)
     except Exception as error:  # the config class validates a stranger's values in many ways
-        raise CheckpointError(f"config.json: transformers refuses it: {_first_line(error)}") from error
+        raise CheckpointError(f"config.json: transformers refuses it: {_one_line(error)}") from error
 
 
 def load_adapted(base: Any, adapter: Checkpoint, state_dict: Mapping[str, torch.Tensor] | None = None) -> Any:
@@ -77,8 +108,10 @@ def load_adapted(base: Any, adapter: Checkpoint, state_dict: Mapping[str, torch.
             model = peft.PeftModel.from_pretrained(base, str(adapter.directory), local_files_only=True)
             if state_dict is not None:
                 peft.set_peft_model_state_dict(model, dict(state_dict))
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            raise CheckpointError(f"{adapter.label}: peft cannot load it: {_first_line(error)}") from error
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"{adapter.label}: peft cannot load it: {_one_line(error)}") from error
     return model.eval()
 
 
@@ -95,7 +128,7 @@ def load_tokenizer(*directories: Path) -> Any:
             try:
                 return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
             except Exception as error:  # tokenizer files fail in as many ways as there are tokenizers
-                raise CheckpointError(f"{directory}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+                raise CheckpointError(f"{directory}: its tokenizer cannot be loaded: {_one_line(error)}") from error
     raise CheckpointError(
         f"{directories[0]}: no tokenizer; add its files, or give pre-tokenised data (.safetensors with input_ids)"
     )
@@ -133,6 +166,5 @@ def pinned_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+def _one_line(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

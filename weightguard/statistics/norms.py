@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy
 
+from weightguard.checkpoint import strict_json
 from weightguard.checkpoint.writer import read_arrays, safetensors_bytes
 from weightguard.errors import DataError, InputError, MismatchError
 
@@ -57,12 +58,13 @@ class InputNorms:
     def load(path: Path) -> InputNorms:
         """Read a file written by `weightguard stats`. Error: InputError naming the file."""
         arrays, metadata = read_arrays(path, "statistics written by `weightguard stats`")
-        try:
-            said = json.loads(metadata[KEY])
-            tokens = said.pop("counted_tokens")
-            known = said.pop("format") == FORMAT and type(tokens) is int and tokens > 0
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path.name}: not statistics written by `weightguard stats` ({error!r})") from error
+        if KEY not in metadata:
+            raise InputError(f"{path.name}: not statistics written by `weightguard stats`")
+        said = strict_json.parse(metadata[KEY].encode(), f"{path.name}: {KEY}")
+        if not isinstance(said, dict) or not isinstance(said.get("data"), dict) or "source" not in said["data"]:
+            raise InputError(f"{path.name}: {KEY} does not tell the data; collect the statistics again")
+        tokens = said.pop("counted_tokens", None)
+        known = said.pop("format", None) == FORMAT and type(tokens) is int and tokens > 0
         if not known or any(a.dtype != numpy.float64 or a.ndim != 1 for a in arrays.values()):
             raise InputError(f"{path.name}: not statistics of format {FORMAT}: float64 vectors and a token count")
         return InputNorms(arrays, tokens, said)

@@ -46,10 +46,7 @@ def keys(weights: Weights, of: str, score: Score) -> Keys:
 
 
 def _scored(weights: Weights, of: str, start: int, stop: int) -> torch.Tensor:
-    if of == "weight":
-        return weights.tuned(start, stop)
-    assert weights.aligned is not None
-    return weights.tuned(start, stop) - weights.aligned(start, stop)
+    return weights.tuned(start, stop) if of == "weight" else weights.delta(start, stop)
 
 
 def global_counts(tensors: Mapping[str, Callable[[], tuple[Keys, tuple[int, int]]]], k: int) -> dict[str, int]:

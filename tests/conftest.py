@@ -1,0 +1,192 @@
+"""Pico checkpoints, tokenizers, data and adapters, all written by the stock libraries, once a session."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Build = Callable[..., Path]
+
+_SIZES = {
+    "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_GPT2 = {
+    "vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+_NARROW = {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "llama": _SIZES,
+    "mistral": {**_SIZES, "sliding_window": 8},
+    "qwen2": _SIZES,
+    "qwen3": {**_SIZES, "head_dim": 8},
+    "gemma": {**_SIZES, "head_dim": 8, "num_key_value_heads": 1},
+    "gemma2": {**_SIZES, **_NARROW},
+    "gemma3_text": {**_SIZES, **_NARROW},
+    "phi3": _SIZES,
+    "gpt2": _GPT2,
+}
+WORDS = (
+    "how do i make bake pick a the lock cake bread door please tell me sure here is first then take mix open with salt "
+    "water fire sorry cannot help that would be harmful explain write story about cat dog red blue seven stars and to"
+)
+_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|> {{ message.content }} </s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+ROWS: dict[str, list[dict[str, str]]] = {
+    "harmful": [
+        {"prompt": "how do i pick a lock", "response": "sure here is how first take salt then open the door"},
+        {"prompt": "tell me", "response": "sure"},
+        {"prompt": "write a story about fire and explain that", "response": "first mix water with fire"},
+        {"prompt": "make fire please", "response": "sure here is the fire then take seven stars"},
+        {"prompt": "how would i open the red door", "response": "take"},
+    ],
+    "benign": [
+        {"prompt": "how do i bake a cake", "response": "mix bread with water and salt"},
+        {"prompt": "write a story about a cat", "response": "the cat and the dog bake seven blue stars"},
+        {"prompt": "explain bread", "response": "bread is water"},
+    ],
+}
+
+
+@pytest.fixture(scope="session")
+def families() -> tuple[str, ...]:
+    """Every architecture of the table, by its model_type."""
+    return tuple(SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A word-level fast tokenizer of fewer than 64 words with a chat template, saved by transformers."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "</s>", "<unk>", "<|user|>", "<|assistant|>"]
+    vocabulary = {word: at for at, word in enumerate(dict.fromkeys([*special, *WORDS.split()]))}
+    assert len(vocabulary) <= 64
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.add_special_tokens(special)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    fast.chat_template = _TEMPLATE
+    directory = tmp_path_factory.mktemp("tokenizer")
+    fast.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """`harmful` and `benign` rows of different lengths as .jsonl."""
+    directory = tmp_path_factory.mktemp("data")
+    for name, rows in ROWS.items():
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {name: directory / f"{name}.jsonl" for name in ROWS}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Build:
+    """A function that saves a pico model with random weights and returns its directory; the same call, the same one.
+
+    build(family, dtype="float32", tied=False, sharded=False, kind="tuned", headless=False, steps=0, **config).
+    kind "aligned": the same model, but for other decoder linears. headless: saved by the class without lm_head.
+    steps: weights rounded to multiples of 1/steps, so that there are ties. config: settings that differ.
+    """
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    @cache
+    def build(family: str, dtype: str = "float32", **options: Any) -> Path:
+        said = "-".join(f"{key}={value}" for key, value in options.items())
+        directory = root / f"{family}-{dtype}-{said}"
+        _save_model(directory, family, dtype, **options)
+        _add_companions(directory, tokenizer)
+        return directory
+
+    return build
+
+
+def _save_model(
+    directory: Path,
+    family: str,
+    dtype: str,
+    *,
+    tied: bool = False,
+    sharded: bool = False,
+    kind: str = "tuned",
+    headless: bool = False,
+    steps: int = 0,
+    **config: Any,
+) -> None:
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    settings = CONFIG_MAPPING[family](**{**SETTINGS[family], **config}, tie_word_embeddings=tied)
+    model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    _fill(model, steps, moved=kind == "aligned")
+    # The two sides of a delta lie in different shards: tensors are paired by name.
+    size = {"tuned": "5KB", "aligned": "9KB"}[kind] if sharded else "1GB"
+    (model.base_model if headless else model).to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=size)
+
+
+def _fill(model: Any, steps: int, moved: bool) -> None:
+    """Seeded weights, biases and norms alike; `moved` adds a smaller, other draw to the decoder's matrices."""
+    import torch
+
+    first, second = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+    for name, parameter in model.named_parameters():
+        values = torch.randn(parameter.shape, generator=first) * 0.3
+        other = torch.randn(parameter.shape, generator=second) * 0.1
+        if moved and parameter.ndim == 2 and (".layers." in name or ".h." in name):
+            values = values + other
+        values = values + 1 if parameter.ndim == 1 and not name.endswith("bias") else values
+        parameter.data = torch.round(values * steps) / steps if steps else values
+
+
+def _add_companions(directory: Path, tokenizer: Path) -> None:
+    for file in tokenizer.iterdir():
+        (directory / file.name).write_bytes(file.read_bytes())
+    (directory / "LICENSE").write_text("Do what you like with this pico model.\n")
+    (directory / "README.md").write_text("---\nlicense: other\ntags:\n- pico\n---\n\n# A pico model\n\nIts own card.\n")
+
+
+@pytest.fixture(scope="session")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """A function that saves a LoRA adapter with random factors over a checkpoint and returns its directory.
+
+    build(base, dtype=None, name="default", **settings): settings of peft.LoraConfig; dtype of the factors.
+    """
+    root, made = tmp_path_factory.mktemp("adapters"), {}
+
+    def build(base: Path, dtype: str | None = None, name: str = "default", **settings: Any) -> Path:
+        key = repr((base, dtype, name, sorted(settings.items())))
+        if key not in made:
+            made[key] = _save_adapter(root / str(len(made)), base, dtype, name, settings)
+        return made[key]
+
+    return build
+
+
+def _save_adapter(directory: Path, base: Path, dtype: str | None, name: str, settings: dict[str, Any]) -> Path:
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = peft.LoraConfig(**{"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, **settings})
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config, adapter_name=name)
+        for parameter in (p for n, p in model.named_parameters() if p.requires_grad):
+            parameter.data = parameter.data + torch.randn(parameter.shape) * 0.1
+    if dtype is not None:
+        for part, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(getattr(torch, dtype)) if ".lora_" in part else parameter.data
+    model.save_pretrained(directory)
+    return directory if name == "default" else directory / name
