@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy
 
 FORMAT = 1
+_KEY = "weightguard_plan"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,23 +90,27 @@ class Plan:
         edits = [_described(edit, arrays) for edit in self.edits.values()]
         said = {"format": FORMAT, "method": self.method, "paper": self.paper, "target": self.target,
                 "options": dict(self.options), "evidence": self.evidence, "edits": edits}  # fmt: skip
-        return safetensors_bytes(arrays, {"weightguard_plan": json.dumps(said, ensure_ascii=False)})
+        return safetensors_bytes(arrays, {_KEY: json.dumps(said, ensure_ascii=False)})
 
     @staticmethod
     def load(path: Path) -> Plan:
         """Read a plan written with `--save-plan`. Error: InputError naming the file."""
+        from weightguard.checkpoint import strict_json
         from weightguard.checkpoint.writer import read_arrays
 
         arrays, metadata = read_arrays(path, "a plan")
+        if _KEY not in metadata:
+            raise InputError(f"{path.name}: not a weightguard plan; write one with --save-plan")
+        said: Any = strict_json.parse(metadata[_KEY].encode(), f"{path.name}: {_KEY}")
         try:
-            said = json.loads(metadata["weightguard_plan"])
-            edits = [_revived(entry, arrays) for entry in said["edits"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path.name}: not a weightguard plan ({error!r}); write one with --save-plan") from error
-        if said.get("format") != FORMAT:
-            raise InputError(f"{path.name}: plan format {said.get('format')!r}; this version reads {FORMAT}")
-        by_name = {edit.tensor: edit for edit in edits}
-        return Plan(said["method"], said["paper"], said["target"], said["options"], by_name, said["evidence"])
+            if said["format"] != FORMAT:
+                raise InputError(f"{path.name}: plan format {said['format']!r}; this version reads {FORMAT}")
+            edits = [_checked(_revived(entry, arrays), said["target"]) for entry in said["edits"]]
+            evidence = {str(name): dict(known) for name, known in said["evidence"].items()}
+            method, paper, target = (str(said[key]) for key in ("method", "paper", "target"))
+            return Plan(method, paper, target, dict(said["options"]), {edit.tensor: edit for edit in edits}, evidence)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path.name}: a damaged plan ({error!r}); write it again with --save-plan") from error
 
 
 def _described(edit: Edit, arrays: dict[str, numpy.ndarray]) -> dict[str, Any]:
@@ -128,3 +133,36 @@ def _revived(entry: dict[str, Any], arrays: dict[str, numpy.ndarray]) -> Edit:
         if name in arrays:
             values[each.name] = arrays[name]
     return cls(**values)
+
+
+def _checked(edit: Edit, target: str) -> Edit:
+    """The edit, if every value is one that a method may write. Error: ValueError."""
+    for each in dataclasses.fields(edit):
+        value = getattr(edit, each.name)
+        if not _VALID[each.name](value):
+            raise ValueError(f"{each.name} of an edit is {str(value)[:40]}")
+    if edit.of != ("delta" if target == "delta" else "weight"):
+        raise ValueError(f"an edit of {edit.of} in a plan for {target}")
+    return edit
+
+
+def _is_vector(value: Any) -> bool:
+    return value is None or (getattr(value, "ndim", 0) == 1 and value.dtype == "float32")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+_VALID: dict[str, Callable[[Any], bool]] = {
+    "tensor": lambda value: isinstance(value, str),
+    "of": lambda value: value in ("delta", "weight"),
+    "k": _is_count,
+    "group": lambda value: value in ("row", "matrix"),
+    "score": lambda value: value in ("wanda", "magnitude", "random"),
+    "norms": _is_vector,
+    "seed": lambda value: value is None or (_is_count(value) and value < 2**32),
+    "spare_k": _is_count,
+    "spare_norms": _is_vector,
+    "keep": lambda value: isinstance(value, float) and 0 <= value <= 1,
+}

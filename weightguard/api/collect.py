@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from weightguard.api.subject import Subject
-from weightguard.errors import UsageError
+from weightguard.checkpoint import FLOATS
+from weightguard.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    import numpy
+
     from weightguard.data import Dataset, EncodedSet
     from weightguard.statistics.norms import InputNorms
 
@@ -42,7 +45,10 @@ def rows_of(reference: str | None, limit: int | None, kind: str) -> tuple[Datase
     if reference is not None:
         dataset = read_rows(reference, limit=limit)
         return dataset, f"{kind} data: {dataset.source}, {len(dataset.rows)} rows"
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: must be at least 1")
     dataset = {"harmful": shipped_harmful, "safety": shipped_safety}[kind]()
+    dataset = replace(dataset, rows=dataset.rows[:limit])
     return dataset, (
         f"{kind} data: none given, so the {len(dataset.rows)} prompts shipped with weightguard "
         f"(generic requests with {'an affirmative opening' if kind == 'harmful' else 'a refusal'}); "
@@ -84,7 +90,23 @@ def collect(subject: Subject, data: EncodedSet, running: Running, progress: Prog
         sums = input_square_sums(
             model, subject.model.config, subject.named, data.rows, lambda i, n: progress("calibrate", i, n), pairs
         )
+    _check_finite(sums, subject)
     return InputNorms(sums, data.counted_tokens, facts_of(data, subject, running))
+
+
+def _check_finite(sums: Mapping[str, numpy.ndarray], subject: Subject) -> None:
+    """Statistics with NaN or infinity in them come from such weights, which are then named, or from the dtype."""
+    import numpy
+
+    from weightguard.weights import finite
+
+    if all(numpy.isfinite(each).all() for each in sums.values()):
+        return
+    for part in (subject.model, *([subject.adapter] if subject.adapter else [])):
+        for info in part.tensors.values():
+            if info.dtype in FLOATS:
+                finite(part, info.name)
+    raise DataError(f"{subject.model.label}: the forward pass ends in NaN or infinity; give --dtype float32 or float64")
 
 
 def facts_of(data: EncodedSet, subject: Subject, running: Running) -> dict[str, Any]:

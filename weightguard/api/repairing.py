@@ -154,7 +154,10 @@ def _fallback_note(method: Any, subject: Subject, options: Mapping[str, Any]) ->
 
 
 def _inputs(method: Any, subject: Subject, data: Data, running: Running, notes: _Notes, progress: Progress) -> Inputs:
+    from weightguard.rewrite import check_companions
+
     sources = subject.sources(method.target)
+    check_companions(sources.model)
     linears = subject.editable(method.target, method.scope)
     if "harmful" not in method.NEEDS:
         unused = [f"--{key}" for key in ("harmful", "utility", "stats") if getattr(data, key) is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,9 @@ from weightguard.api.repairing import identities
 from weightguard.api.subject import open_subject
 from weightguard.checkpoint import open_checkpoint, resolve
 from weightguard.errors import MismatchError, UsageError
+from weightguard.plan import Edit, Plan, Scale
 
 if TYPE_CHECKING:
-    from weightguard.plan import Plan
     from weightguard.rewrite import Manifest, Verified
     from weightguard.weights import Sources
 
@@ -29,7 +30,6 @@ def run_apply(
     offline: bool,
     progress: Progress,
 ) -> Manifest:
-    from weightguard.plan import Plan
     from weightguard.rewrite import Options, check_apart, check_target, rewrite
 
     check_target(out, force)
@@ -46,12 +46,29 @@ def run_apply(
 
 
 def _check_fits(plan: Plan, sources: Sources) -> None:
-    for name in plan.edits:
+    for name, edit in plan.edits.items():
         if name not in sources.model.tensors:
             raise MismatchError(f"the plan edits tensor {name!r}, which {sources.model.label} does not have")
         shape, said = list(sources.model.info(name).shape), plan.evidence.get(name, {}).get("shape")
-        if said is not None and sorted(said) != sorted(shape):
+        if said is not None and said not in (shape, shape[::-1]):
             raise MismatchError(f"the plan was made for a tensor {name!r} of shape {said}, here it is {shape}")
+        _check_size(edit, shape[::-1] if name in sources.linears and sources.linears[name].transposed else shape)
+
+
+def _check_size(edit: Edit, shape: list[int]) -> None:
+    """Counts and norms must fit the tensor, (out, in); a plan is a file, and may come from anywhere."""
+    if isinstance(edit, Scale):
+        return
+    size = shape[1] if edit.group == "row" else prod(shape)
+    vectors = [v for v in (edit.norms, edit.spare_norms) if v is not None]
+    needed = (edit.score == "wanda") + (edit.spare_k > 0)
+    if (
+        len(shape) != 2
+        or max(edit.k, edit.spare_k) > size
+        or len(vectors) < needed
+        or any(len(v) != shape[1] for v in vectors)
+    ):
+        raise MismatchError(f"the plan's edit of tensor {edit.tensor!r} does not fit its shape {shape}")
 
 
 def run_verify(output: str, against: str | None, offline: bool, progress: Progress) -> tuple[Manifest, Verified]:

@@ -16,6 +16,7 @@ from weightguard.errors import CheckpointError
 
 MAX_HEADER = 100_000_000
 MAX_TENSORS = 1_000_000
+MAX_NAME = 1000
 BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32,
     "U16": 16, "U8": 8, "BOOL": 8, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
@@ -94,12 +95,18 @@ def _metadata(value: object, file: str) -> dict[str, str]:
 
 
 def _tensor(name: str, entry: object, file: str, data_start: int) -> TensorInfo:
+    if len(name) > MAX_NAME:
+        raise CheckpointError(
+            f"{file}: tensor {name[:60]!r}...: a name of {len(name)} characters, more than {MAX_NAME}"
+        )
     where = f"{file}: tensor {name!r}"
+    if name.startswith("/") or ".." in name.split("/"):
+        raise CheckpointError(f"{where}: a path, not the name of a tensor")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where}: needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise CheckpointError(f"{where}: unknown dtype {dtype!r}")
+        raise CheckpointError(f"{where}: unknown dtype {str(dtype)[:40]!r}")
     if not _are_sizes(shape) or len(shape) > 64 or prod(s for s in shape if s) >= 2**63:
         raise CheckpointError(f"{where}: shape {str(shape)[:80]} is not a list of sizes")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:

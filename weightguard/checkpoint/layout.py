@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightguard.checkpoint import strict_json
-from weightguard.checkpoint.header import Header, read_header
+from weightguard.checkpoint.header import MAX_NAME, Header, read_header
 from weightguard.checkpoint.hub import allowed_target
 from weightguard.errors import CheckpointError, SystemFailure
 
@@ -76,26 +76,26 @@ def header_of(directory: Path, file: str) -> Header:
 
 
 def _read_index(directory: Path, path: Path) -> dict:
-    allowed_target(path, directory)
-    index = strict_json.read(path, path.name)
+    index = strict_json.read(allowed_target(path, directory), path.name)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(index, dict) or not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path.name}: no weight_map; it must map tensor names to shard files")
     for tensor, file in weight_map.items():
+        where = f"{path.name}: tensor {tensor[:MAX_NAME]!r} points to {str(file)[:80]!r}"
         if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
-            raise CheckpointError(f"{path.name}: tensor {tensor!r} points to {file!r}, outside the directory")
-        if not file.endswith(".safetensors"):
-            raise CheckpointError(f"{path.name}: tensor {tensor!r} points to {file!r}, not a safetensors file")
+            raise CheckpointError(f"{where}, outside the directory")
+        if not file.endswith(".safetensors") or not file.isprintable():
+            raise CheckpointError(f"{where}, not a safetensors file")
     missing = next((file for file in weight_map.values() if not os.path.lexists(directory / file)), None)
     if missing:
-        raise CheckpointError(f"{missing}: missing shard, named by {path.name}; download it again")
+        raise CheckpointError(f"{missing[:80]}: missing shard, named by {path.name}; download it again")
     return index
 
 
 def _check_map(weight_map: dict[str, str], headers: dict[str, Header], name: str) -> None:
     for tensor, file in weight_map.items():
         if tensor not in headers[file].tensors:
-            raise CheckpointError(f"{name}: tensor {tensor!r} is not in {file}")
+            raise CheckpointError(f"{name}: tensor {tensor[:MAX_NAME]!r} is not in {file}")
     for file, header in headers.items():
         for tensor in header.tensors:
             if weight_map.get(tensor) != file:
@@ -111,4 +111,4 @@ def _total_size_note(index: dict, headers: dict[str, Header], name: str) -> tupl
     metadata = index.get("metadata")
     said = metadata.get("total_size") if isinstance(metadata, dict) else None
     real = total_size(headers)
-    return () if said in (None, real) else (f"{name}: total_size says {said}, the tensors hold {real} bytes",)
+    return () if said in (None, real) else (f"{name}: total_size says {str(said)[:40]}, the tensors hold {real} bytes",)

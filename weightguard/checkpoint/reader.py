@@ -12,7 +12,7 @@ from weightguard.checkpoint import strict_json
 from weightguard.checkpoint.header import FLOATS, Header, TensorInfo
 from weightguard.checkpoint.hub import Resolved, allowed_target
 from weightguard.checkpoint.layout import ADAPTER, Layout, opened, read_layout
-from weightguard.errors import CheckpointError, UnsupportedError
+from weightguard.errors import CheckpointError, SystemFailure, UnsupportedError
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,10 @@ def read_exactly(descriptor: int, buffer: memoryview, offset: int, file: str) ->
     """Fill `buffer` from `offset`; a file that ends early (cut while it is read) is a CheckpointError."""
     done = 0
     while done < len(buffer):
-        count = os.preadv(descriptor, [buffer[done:]], offset + done)
+        try:
+            count = os.preadv(descriptor, [buffer[done:]], offset + done)
+        except OSError as error:
+            raise SystemFailure(f"{file}: cannot be read: {error.strerror}") from error
         if count == 0:
             raise CheckpointError(f"{file}: the file became shorter while it was read; copy it again")
         done += count
@@ -84,8 +87,7 @@ def open_checkpoint(resolved: Resolved) -> Checkpoint:
     path = resolved.directory / name
     if not os.path.lexists(path):
         raise CheckpointError(f"{resolved.label}: no {name}")
-    allowed_target(path, resolved.directory)
-    config = strict_json.read(path, name)
+    config = strict_json.read(allowed_target(path, resolved.directory), name)
     if not isinstance(config, dict):
         raise CheckpointError(f"{name}: not a JSON object")
     return Checkpoint(resolved.directory, resolved.label, resolved.revision, layout, config)
@@ -100,7 +102,7 @@ def check_editable(checkpoint: Checkpoint) -> None:
             f"{checkpoint.label}: quantised weights ({kind}) cannot be edited; repair the unquantised model, then quantise"
         )
     for info in checkpoint.tensors.values():
-        if info.dtype.startswith(("F8", "F6", "F4")) or info.name.endswith((".qweight", ".weight_packed")):
+        if info.dtype.startswith(("F8_", "F6_", "F4")) or info.name.endswith((".qweight", ".weight_packed")):
             raise UnsupportedError(
                 f"{info.file}: tensor {info.name!r} is {info.dtype}, quantised; repair the unquantised model instead"
             )

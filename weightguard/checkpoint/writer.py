@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightguard.checkpoint.header import read_header
-from weightguard.errors import CheckpointError, InputError, OutputError
+from weightguard.checkpoint.reader import read_exactly
+from weightguard.errors import CheckpointError, InputError, OutputError, SystemFailure
 
 if TYPE_CHECKING:
     import numpy
@@ -35,7 +36,7 @@ def read_arrays(path: Path, what: str) -> tuple[dict[str, numpy.ndarray], dict[s
     import numpy
 
     if not path.is_file():
-        raise InputError(f"{path}: no such file; it should be {what}")
+        raise InputError(f"{path}: {'not a regular' if path.exists() else 'no such'} file; it should be {what}")
     types = {code: name for name, code in _CODES.items()}
     with path.open("rb") as file:
         header = read_header(file.fileno(), path.name)
@@ -43,7 +44,8 @@ def read_arrays(path: Path, what: str) -> tuple[dict[str, numpy.ndarray], dict[s
         for name, info in header.tensors.items():
             if info.dtype not in types:
                 raise CheckpointError(f"{path.name}: {name!r} is {info.dtype}; this is not {what}")
-            data = os.pread(file.fileno(), info.nbytes, info.start)
+            data = bytearray(info.nbytes)
+            read_exactly(file.fileno(), memoryview(data), info.start, path.name)
             arrays[name] = numpy.frombuffer(data, types[info.dtype]).reshape(info.shape)
     return arrays, header.metadata
 
@@ -59,14 +61,34 @@ def write_file(path: Path, data: bytes, *, force: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path) if force else _publish_new(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise SystemFailure(f"{path}: cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def check_free(path: Path, *, force: bool) -> None:
-    """Refuse a name that is taken, before the work that would fill it. Error: OutputError."""
+    """Refuse a name that is taken or cannot be, before the work that would fill it. Errors: OutputError, SystemFailure."""
     if os.path.lexists(path) and (not force or not path.is_file()):
         raise OutputError(f"{path}: exists; give another name{'' if path.is_dir() else ' or --force'}")
+    check_parent(path)
+
+
+def check_parent(path: Path) -> None:
+    """Refuse a name below something that is there and is no directory. Error: SystemFailure."""
+    above = next((p for p in path.absolute().parents if os.path.lexists(p)), None)
+    if above is not None and not above.is_dir():
+        raise SystemFailure(f"{path}: cannot be written, {above.name} is not a directory; give another name")
+
+
+def sync_directory(path: Path) -> None:
+    """fsync a directory, so that the names in it survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _publish_new(temporary: Path, path: Path) -> None:

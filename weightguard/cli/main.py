@@ -19,7 +19,6 @@ import click
 from weightguard.cli.commands import cli
 from weightguard.errors import WeightguardError
 
-
 MAX_LINE = 4000
 
 
@@ -66,11 +65,8 @@ def _ending(error: BaseException) -> int:
         return _say("interrupted; no unfinished output is left", 130)
     if isinstance(error, _Terminated):
         return _say("terminated; no unfinished output is left", 143)
-    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # click 8.2 and newer
-        error.show()
-        return error.exit_code
     if isinstance(error, click.ClickException):
-        return _say(error.format_message(), 2)
+        return _usage(error)
     if isinstance(error, WeightguardError):
         return _say(str(error), error.exit_code)
     if isinstance(error, OSError):
@@ -78,6 +74,13 @@ def _ending(error: BaseException) -> int:
     if isinstance(error, MemoryError):
         return _say("out of memory", 5)
     return _say(f"internal error: {type(error).__name__}; please report it with {_log(error)}", 70)
+
+
+def _usage(error: click.ClickException) -> int:
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # click 8.2 and newer
+        error.show()
+        return 2
+    return _say(error.format_message(), 2)
 
 
 def _os_words(error: OSError) -> str:

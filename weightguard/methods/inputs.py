@@ -42,6 +42,8 @@ def as_share(value: float | str | Decimal | None, name: str) -> Decimal:
         raise UsageError(f"--{name} {value}: not a number") from None
     if not share.is_finite() or not 0 <= share <= 1:
         raise UsageError(f"--{name} {value}: must lie between 0 and 1")
+    if share and share.adjusted() < -30:
+        raise UsageError(f"--{name} {value}: too small to mean anything")  # and its fraction too long to compute with
     return share
 
 

@@ -10,8 +10,14 @@ from pathlib import Path
 from weightguard.checkpoint import CODE_KEYS, Checkpoint, allowed_target, strict_json, total_size
 from weightguard.errors import CheckpointError
 from weightguard.rewrite.manifest import NAME
+from weightguard.rewrite.stream import write_all
 
 MAX_FILE = 1 << 30
+# The files in which transformers and peft look for names of code.
+_CONFIGS = (
+    "config.json", "adapter_config.json", "tokenizer_config.json", "generation_config.json", "processor_config.json",
+    "preprocessor_config.json", "video_preprocessor_config.json",
+)  # fmt: skip
 # Weights in another format are the unrepaired model; code is never carried; the rest is litter of training and git.
 _WEIGHTS = (
     ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".npz", ".npy", ".onnx", ".onnx_data",
@@ -28,34 +34,48 @@ def copy_companions(model: Checkpoint, directory: Path) -> tuple[dict[str, str],
     directory loadable is written last.
     """
     digests: dict[str, str] = {}
-    config = "adapter_config.json" if model.is_adapter else "config.json"
-    kept, left = _sorted_out(model, (config, model.layout.index_name, NAME, "README.md"))
-    for name in kept:
-        digests[name] = _copy(model.directory, name, directory)
+    config = _config_name(model)
+    kept, left = _sorted_out(model)
     notes = [f"left behind, not repaired and not needed to load: {', '.join(left)}"] if left else []
+    for name in kept:
+        digests[name] = _copy(model.directory, name, directory, notes)
     if model.layout.index is not None and model.layout.index_name is not None:
         digests[model.layout.index_name] = _write(directory / model.layout.index_name, _index_bytes(model))
         notes += [f"{note}; corrected" for note in model.layout.notes]
-    cleaned, removed = _clean(model.directory / config, model.config)
-    if removed:
-        notes.append(f"{config}: {', '.join(removed)} can name code and was removed")
-    digests[config] = _write(directory / config, cleaned)
+    data = _same_again(model, config, model.config)
+    digests[config] = _write(directory / config, _clean(config, data, model.config, notes))
     return digests, notes
 
 
-def _sorted_out(model: Checkpoint, handled: tuple[str | None, ...]) -> tuple[list[str], list[str]]:
+def check_companions(model: Checkpoint) -> None:
+    """Refuse what `copy_companions` would refuse, before hours of work. Error: CheckpointError."""
+    for name in _sorted_out(model)[0]:
+        source = _source(model.directory, name)
+        if Path(name).name in _CONFIGS:
+            strict_json.read(source, name)
+
+
+def _config_name(model: Checkpoint) -> str:
+    return "adapter_config.json" if model.is_adapter else "config.json"
+
+
+def _sorted_out(model: Checkpoint) -> tuple[list[str], list[str]]:
+    """(names that are carried over as they are, names that are left behind)."""
+    handled = (_config_name(model), model.layout.index_name, NAME, "README.md")
     kept: list[str] = []
     left: list[str] = []
-    for name in _walk(model.directory, Path()):
+    for name in all_names(model.directory):
         if name in handled or name in model.layout.files:
             continue
+        if not name.isprintable():
+            raise CheckpointError(f"{name!r}: a file name that is not printable text; rename it, or move it away")
         kind = "".join(Path(name).suffixes[-1:]).lower()
         (left if kind in _WEIGHTS or kind in _CODE or name.endswith("/") else kept).append(name)
     return kept, left
 
 
-def _walk(root: Path, below: Path) -> Iterator[str]:
-    """Relative names in a fixed order; hidden files and folders that hold no companion are passed over."""
+def all_names(root: Path, below: Path = Path()) -> Iterator[str]:
+    """Relative names in a fixed order, hidden ones left out; a folder that holds no companion is one name with a /."""
     for entry in sorted(os.scandir(root / below), key=lambda e: e.name):
         name = below / entry.name
         if entry.name.startswith("."):
@@ -65,26 +85,38 @@ def _walk(root: Path, below: Path) -> Iterator[str]:
         elif entry.name in _SKIPPED_DIRECTORIES or entry.name.startswith("checkpoint-"):
             yield f"{name}/"
         elif len(name.parts) < 8:
-            yield from _walk(root, name)
+            yield from all_names(root, name)
 
 
-def _copy(root: Path, name: str, directory: Path) -> str:
+def _copy(root: Path, name: str, directory: Path, notes: list[str]) -> str:
+    data = _source(root, name).read_bytes()
+    if Path(name).name in _CONFIGS:
+        data = _clean(name, data, strict_json.parse(data, name), notes)
+    (directory / name).parent.mkdir(parents=True, exist_ok=True)
+    return _write(directory / name, data)
+
+
+def _source(root: Path, name: str) -> Path:
+    """The regular file behind a companion's name, inside the checkpoint and of a size that is read at once."""
     source = allowed_target(root / name, root)
     if source.stat().st_size > MAX_FILE:
         raise CheckpointError(
             f"{name}: {source.stat().st_size} bytes, too large for a file beside the weights; move it away"
         )
-    (directory / name).parent.mkdir(parents=True, exist_ok=True)
-    data = source.read_bytes()
-    if name in ("tokenizer_config.json", "generation_config.json", "processor_config.json"):
-        data, _ = _clean(source, strict_json.parse(data, name))
-    return _write(directory / name, data)
+    return source
+
+
+def _same_again(model: Checkpoint, name: str, value: object) -> bytes:
+    """The bytes of a file that was parsed when the checkpoint was opened, and still say the same."""
+    data = _source(model.directory, name).read_bytes()
+    if strict_json.parse(data, name) != value:
+        raise CheckpointError(f"{name}: changed while the checkpoint was read; nothing was written")
+    return data
 
 
 def _write(path: Path, data: bytes) -> str:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
+    with path.open("xb", buffering=0) as file:
+        write_all(file.fileno(), data)
         os.fsync(file.fileno())
     return hashlib.sha256(data).hexdigest()
 
@@ -94,13 +126,14 @@ def write_companion(path: Path, data: bytes) -> str:
     return _write(path, data)
 
 
-def _clean(path: Path, value: object) -> tuple[bytes, list[str]]:
-    """The file's own bytes, or, where it names code to run, the JSON without those keys."""
+def _clean(name: str, data: bytes, value: object, notes: list[str]) -> bytes:
+    """The file's own bytes, or, where it names code to run, the JSON without those keys, and a note."""
     removed: list[str] = []
     cleaned = _without_code(value, removed)
     if not removed:
-        return path.read_bytes(), []
-    return strict_json.dump(cleaned), sorted(set(removed))
+        return data
+    notes.append(f"{name}: {', '.join(sorted(set(removed)))} can name code and was removed")
+    return strict_json.dump(cleaned)
 
 
 def _without_code(value: object, removed: list[str]) -> object:
@@ -114,8 +147,9 @@ def _without_code(value: object, removed: list[str]) -> object:
 
 def _index_bytes(model: Checkpoint) -> bytes:
     assert model.layout.index is not None and model.layout.index_name is not None
+    data = _same_again(model, model.layout.index_name, model.layout.index)
     if not model.layout.notes:
-        return (model.directory / model.layout.index_name).read_bytes()
+        return data
     size = total_size(model.headers)
     metadata = {**model.layout.index["metadata"], "total_size": size}
     return strict_json.dump({**model.layout.index, "metadata": metadata})

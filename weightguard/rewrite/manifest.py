@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from weightguard.checkpoint import Checkpoint, opened, strict_json
+from weightguard.checkpoint import Checkpoint, allowed_target, opened, strict_json
 from weightguard.errors import CheckpointError
 from weightguard.plan import Plan
 from weightguard.rewrite.stream import Written
@@ -43,16 +43,54 @@ class Manifest:
 
     @staticmethod
     def read(directory: Path) -> Manifest:
+        """The manifest of an output, found whole: its form, and its digest over itself. Error: CheckpointError."""
         path = directory / NAME
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise CheckpointError(f"{directory}: no {NAME}; this was not written by weightguard")
-        data = strict_json.read(path, NAME)
+        raw = allowed_target(path, directory).read_bytes()
+        data = strict_json.parse(raw, NAME)
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise CheckpointError(f"{NAME}: not a manifest this version reads (format {FORMAT})")
-        missing = {"method", "options", "inputs", "outputs", "edits"} - data.keys()
+        missing = {"method", "target", "options", "inputs", "outputs", "edits"} - data.keys()
         if missing:
             raise CheckpointError(f"{NAME}: lacks {', '.join(sorted(missing))}")
+        if strict_json.dump(_sealed(data)) != raw:
+            raise CheckpointError(f"{NAME}: was changed after the repair; its content does not have the digest it says")
+        _check_form(data)
         return Manifest(data)
+
+
+def _sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with a digest over all the rest at its end: not a signature, but damage to the manifest itself shows."""
+    plain = {key: value for key, value in data.items() if key != "digest"}
+    return {**plain, "digest": hashlib.sha256(strict_json.dump(plain)).hexdigest()}
+
+
+def _check_form(data: Mapping[str, Any]) -> None:
+    places = (
+        ("outputs", "files"),
+        ("outputs", "tensors"),
+        ("inputs", "model", "headers"),
+        ("inputs", "model", "tensors"),
+    )
+    digests = [_at(data, *keys) for keys in places]
+    edits = data["edits"]
+    if not all(_all(each, str) for each in digests) or not _all(edits, dict):
+        raise CheckpointError(f"{NAME}: not the digests and edits of a repair; write the output again")
+    for name, edit in edits.items():
+        known = name in digests[3] and edit.get("sha256") == digests[1].get(name)
+        if not known or type(edit.get("changed")) is not int:
+            raise CheckpointError(f"{NAME}: contradicts itself about the edited tensor {name!r}")
+
+
+def _at(data: Any, *keys: str) -> Any:
+    for key in keys:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
+
+
+def _all(table: object, kind: type) -> bool:
+    return isinstance(table, dict) and all(isinstance(value, kind) for value in table.values())
 
 
 def build(
@@ -68,21 +106,20 @@ def build(
     read = {**inputs, "model": model}
     if written.aligned:
         read["aligned"] = {**inputs["aligned"], "tensors": written.aligned}
-    return Manifest(
-        {
-            "format": FORMAT,
-            "method": plan.method,
-            "paper": plan.paper,
-            "target": plan.target,
-            "options": dict(plan.options),
-            "plan": plan.digest(),
-            "inputs": read,
-            **facts,
-            "edits": {name: _edit(name, plan, written) for name in written.changes},
-            "outputs": {"files": {**written.files_out, **others}, "tensors": written.tensors_out},
-            "versions": versions(),
-        }
-    )
+    said = {
+        "format": FORMAT,
+        "method": plan.method,
+        "paper": plan.paper,
+        "target": plan.target,
+        "options": dict(plan.options),
+        "plan": plan.digest(),
+        "inputs": read,
+        **facts,
+        "edits": {name: _edit(name, plan, written) for name in written.changes},
+        "outputs": {"files": {**written.files_out, **others}, "tensors": written.tensors_out},
+        "versions": versions(),
+    }
+    return Manifest(_sealed(said))
 
 
 def _edit(name: str, plan: Plan, written: Written) -> dict[str, Any]:

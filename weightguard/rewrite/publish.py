@@ -11,7 +11,7 @@ from weightguard.checkpoint import Resolved, open_checkpoint
 from weightguard.plan import Plan
 from weightguard.rewrite import manifest as manifests
 from weightguard.rewrite.card import model_card
-from weightguard.rewrite.companions import copy_companions, write_companion
+from weightguard.rewrite.companions import check_companions, copy_companions, write_companion
 from weightguard.rewrite.manifest import Manifest
 from weightguard.rewrite.stage import Stage, check_space
 from weightguard.rewrite.stream import write_weights
@@ -43,6 +43,7 @@ def rewrite(
 
     `progress(stage, bytes done, bytes in all)`. Errors: OutputError (exists, locked), CheckpointError, SystemFailure.
     """
+    check_companions(sources.model)
     total = sum(info.nbytes for info in sources.model.tensors.values())
     check_space(target.parent, total + SLACK)
     with Stage(target, force=options.force) as stage:

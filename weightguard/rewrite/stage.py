@@ -12,14 +12,17 @@ import errno
 import fcntl
 import os
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
-from weightguard.errors import OutputError, SystemFailure
+from weightguard.checkpoint.writer import check_parent, sync_directory
+from weightguard.errors import OutputError, SystemFailure, UsageError
 
 _NOREPLACE, _EXCHANGE = 1, 2
 _AT_FDCWD = -100
 _NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
 class Stage:
@@ -27,14 +30,17 @@ class Stage:
 
     def __init__(self, target: Path, *, force: bool = False) -> None:
         self.target, self.force = Path(os.path.abspath(target)), force
+        check_target(self.target, self.force)
         self.path = self.target.with_name(f".{self.target.name}.weightguard-stage")
+        # Where the earlier output waits between two renames, on file systems that cannot exchange two names.
+        self._old = self.path.with_name(self.path.name + "-old")
+        self._made = [p for p in self.target.parents if not os.path.lexists(p)]
         self._lock: int | None = None
 
     def __enter__(self) -> Stage:
-        check_target(self.target, self.force)
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.path)
         try:
+            self._lock = _locked(self.path)
+            self._recover()
             check_target(self.target, self.force)
             _empty(self.path)
         except BaseException:
@@ -43,34 +49,78 @@ class Stage:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._lock is not None:
-            self._discard()
+        self._discard()
+        if isinstance(error, OSError) and error.filename is None:
+            raise SystemFailure(f"{self.target}: cannot be written: {error.strerror or error}") from error
 
     def publish(self) -> None:
-        """fsync the stage, rename it to the target, fsync the parent. Error: OutputError when the name was taken."""
-        sync_directory(self.path)
+        """fsync the stage, rename it to the target, fsync the parent; what fails on the way is taken back.
+
+        Error: OutputError when the name was taken.
+        """
+        for folder, _, _ in os.walk(self.path):
+            sync_directory(Path(folder))
         if os.path.lexists(self.target):
             self._replace()
         else:
-            _rename_new(self.path, self.target)
-        sync_directory(self.target.parent)
+            self._appear(lambda: _rename_new(self.path, self.target))
+        self._made = []
         self._unlock()
 
     def _replace(self) -> None:
         check_target(self.target, self.force)
+        # Held until it is gone: after an exchange the old output lies where another run would put its stage.
+        lock = _hold(self.target)
+        try:
+            self._appear(self._exchange)
+            shutil.rmtree(self._old if os.path.lexists(self._old) else self.path)
+        except OSError as error:
+            if self._published():
+                raise SystemFailure(
+                    f"{self.target}: written, but removing the earlier output failed: {error}"
+                ) from error
+            raise
+        finally:
+            os.close(lock)
+
+    def _exchange(self) -> None:
         if not _renameat2(self.path, self.target, _EXCHANGE):
             # No atomic exchange here: between these two renames the target does not exist.
-            old = self.path.with_name(self.path.name + "-old")
-            shutil.rmtree(old, ignore_errors=True)
-            self.target.rename(old)
+            self.target.rename(self._old)
             self.path.rename(self.target)
-            shutil.rmtree(old)
-            return
-        # After the exchange the old output lies at the stage's path.
-        shutil.rmtree(self.path) if self.path.is_dir() and not self.path.is_symlink() else self.path.unlink()
+
+    def _appear(self, rename: Callable[[], None]) -> None:
+        try:
+            rename()
+            sync_directory(self.target.parent)
+        except BaseException:
+            if self._published():
+                self._take_back()
+            self._recover()
+            raise
+
+    def _published(self) -> bool:
+        """Whether the directory that we hold the lock of is the one at the target."""
+        return self._lock is not None and _same(self._lock, self.target)
+
+    def _take_back(self) -> None:
+        if not os.path.lexists(self.path) or not _renameat2(self.path, self.target, _EXCHANGE):
+            self.target.rename(self.path)
+
+    def _recover(self) -> None:
+        """What a run left that ended between two renames: the earlier output is put back, or removed."""
+        if os.path.lexists(self._old):
+            shutil.rmtree(self._old) if os.path.lexists(self.target) else self._old.rename(self.target)
 
     def _discard(self) -> None:
+        if self._lock is None:
+            return
         shutil.rmtree(self.path, ignore_errors=True)
+        if os.path.lexists(self.target):
+            shutil.rmtree(self._old, ignore_errors=True)
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         self._unlock()
 
     def _unlock(self) -> None:
@@ -81,6 +131,7 @@ class Stage:
 
 def check_target(target: Path, force: bool) -> None:
     """Refuse an existing target unless forced; with force only a directory that weightguard wrote may go."""
+    check_parent(target)
     if not os.path.lexists(target):
         return
     if not force:
@@ -91,25 +142,56 @@ def check_target(target: Path, force: bool) -> None:
         raise OutputError(f"{target}: has no weightguard.json; --force replaces only what weightguard wrote")
 
 
+def check_apart(target: Path, inputs: Iterable[Path]) -> None:
+    """Refuse a target that is an input, lies in one or holds one: an input is never changed. Error: UsageError."""
+    place = Path(os.path.realpath(target))
+    for path in inputs:
+        found = Path(os.path.realpath(path))
+        if place == found or place in found.parents or found in place.parents:
+            how = "is" if place == found else "holds" if place in found.parents else "lies in"
+            raise UsageError(f"-o {target}: {how} the input {path}; give a place apart from it")
+
+
 def _locked(path: Path) -> int:
     for _ in range(100):
-        with contextlib.suppress(FileExistsError):
-            path.mkdir()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = _make(path)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = _hold(path)
         except FileNotFoundError:
             continue  # another run published or removed it in between
-        except NotADirectoryError:
-            raise OutputError(f"{path}: is in the way and is not a directory; remove it") from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise OutputError(f"{path}: another run is writing this output; wait for it or give another -o") from None
+        except BaseException as error:
+            if made and not isinstance(error, OutputError):
+                path.rmdir()
+            raise
         if _same(descriptor, path):
             return descriptor
         os.close(descriptor)
     raise SystemFailure(f"{path}: cannot be locked")
+
+
+def _make(path: Path) -> bool:
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _hold(path: Path) -> int:
+    """A descriptor of a directory with an exclusive lock on it; the lock goes with the descriptor."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except NotADirectoryError:
+        raise OutputError(f"{path}: is in the way and is not a directory; remove it") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise OutputError(f"{path}: another run is writing this output; wait for it or give another -o") from None
+        raise
+    return descriptor
 
 
 def _same(descriptor: int, path: Path) -> bool:
@@ -131,7 +213,12 @@ def _rename_new(source: Path, target: Path) -> None:
             return
     except FileExistsError:
         raise OutputError(f"{target}: appeared while this run was writing; nothing was replaced") from None
-    source.rename(target)
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        raise OutputError(f"{target}: appeared while this run was writing; nothing was replaced") from None
 
 
 def _renameat2(source: Path, target: Path, flags: int) -> bool:
@@ -145,15 +232,6 @@ def _renameat2(source: Path, target: Path, flags: int) -> bool:
     if number in _NOT_OFFERED:
         return False
     raise OSError(number, os.strerror(number), str(target))
-
-
-def sync_directory(path: Path) -> None:
-    """fsync a directory, so that the names in it survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def check_space(directory: Path, needed: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from weightguard.checkpoint import TensorInfo, opened, read_exactly
+from weightguard.checkpoint import Checkpoint, Header, TensorInfo, opened, read_exactly
 from weightguard.errors import CheckpointError
 from weightguard.kernels import ops
 from weightguard.plan import Edit, Plan
@@ -103,7 +103,8 @@ def _write_file(
     hashes = _Hashes(hashing)
     with opened(sources.model.directory, file) as source, path.open("xb", buffering=0) as out:
         before = os.fstat(source)
-        _write_all(out.fileno(), header.raw)
+        _check_header(header, source, before, file)
+        write_all(out.fileno(), header.raw)
         hashes.both(header.raw)
         for info in sorted(header.tensors.values(), key=lambda t: t.start):
             if needs_edit(info.name, plan.edits, sources):
@@ -112,7 +113,7 @@ def _write_file(
                 _copy(info, source, out.fileno(), hashes, written)
             progress(info.nbytes)
         os.fsync(out.fileno())
-        _check_unchanged(before, os.fstat(source), file)
+        _check_unchanged(before, source, sources.model, file)
     if hashes.before is not None and hashes.after is not None:
         written.files_in[file], written.files_out[file] = hashes.before.hexdigest(), hashes.after.hexdigest()
 
@@ -130,7 +131,7 @@ def _write_edited(info: TensorInfo, plan: Plan, sources: Sources, out: int, hash
     hashes.changed(data)
     if hashes.after is not None:
         written.tensors_out[info.name] = hashlib.sha256(data).hexdigest()
-    _write_all(out, data)
+    write_all(out, data)
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -149,7 +150,7 @@ def _copy(info: TensorInfo, source: int, out: int, hashes: _Hashes, written: Wri
         _check_finite(info, buffer)
         own.update(buffer)
         hashes.both(memoryview(buffer))
-        _write_all(out, buffer)
+        write_all(out, buffer)
     written.tensors_in[info.name] = written.tensors_out[info.name] = own.hexdigest()
 
 
@@ -178,12 +179,26 @@ def _copied(source: int, out: int, count: int, position: int) -> int:
     return os.write(out, os.pread(source, min(CHUNK, count), position))
 
 
-def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    """Write every byte; os.write may take fewer than it is given."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
-def _check_unchanged(before: os.stat_result, after: os.stat_result, file: str) -> None:
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise CheckpointError(f"{file}: changed while it was read; nothing was written")
+def _check_header(header: Header, source: int, status: os.stat_result, file: str) -> None:
+    """The file is still laid out as when the checkpoint was opened."""
+    size = max((info.end for info in header.tensors.values()), default=len(header.raw))
+    if status.st_size != size or os.pread(source, len(header.raw), 0) != header.raw:
+        raise CheckpointError(f"{file}: changed since the checkpoint was opened; nothing was written")
+
+
+def _check_unchanged(before: os.stat_result, source: int, model: Checkpoint, file: str) -> None:
+    """Neither the open file nor the name changed: edited tensors are read through the name, all others through `source`."""
+    with opened(model.directory, file) as again:
+        if not _state(before) == _state(os.fstat(source)) == _state(os.fstat(again)):
+            raise CheckpointError(f"{file}: changed while it was read; nothing was written")
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

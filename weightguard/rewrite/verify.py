@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ import torch
 from weightguard.checkpoint import FLOATS, Checkpoint, allowed_target, opened, read_exactly
 from weightguard.errors import CheckpointError, MismatchError
 from weightguard.kernels import ops
-from weightguard.rewrite.manifest import NAME, Manifest
+from weightguard.rewrite.companions import all_names
+from weightguard.rewrite.manifest import NAME, Manifest, identity
 from weightguard.rewrite.stream import CHUNK
 from weightguard.weights import Sources, Weights, open_weights
 
@@ -55,8 +55,8 @@ def _check_names(output: Checkpoint, manifest: Manifest) -> None:
     for file in output.layout.files:
         if file not in listed:
             raise CheckpointError(f"{file}: not in {NAME}")
-    for name in sorted(os.listdir(output.directory)):
-        if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".gguf")) and name not in listed:
+    for name in all_names(output.directory):
+        if name not in listed and name != NAME:
             raise CheckpointError(f"{name}: not in {NAME}; it was added after the repair")
 
 
@@ -85,7 +85,7 @@ def _check_file(file: str, output: Checkpoint, manifest: Manifest, progress: Pro
 
 
 def _chunks(descriptor: int, start: int, end: int, file: str) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(CHUNK))
+    buffer = memoryview(bytearray(min(CHUNK, end - start)))
     for position in range(start, end, CHUNK):
         view = buffer[: min(CHUNK, end - position)]
         read_exactly(descriptor, view, position, file)
@@ -117,6 +117,10 @@ def _check_input(before: Sources, manifest: Manifest) -> None:
     for file, header in before.model.headers.items():
         if said.get(file) != hashlib.sha256(header.raw).hexdigest():
             raise MismatchError(f"{file}: {before.model.label} is not the model this output was made from")
+    if before.merged is not None:
+        adapter, listed = before.merged.adapter, manifest.data["inputs"].get("adapter")
+        if not isinstance(listed, dict) or listed.get("files") != identity(adapter, whole=True)["files"]:
+            raise MismatchError(f"{adapter.label} is not the adapter this output was made from")
     if set(before.model.tensors) != set(manifest.outputs["tensors"]):
         raise MismatchError(f"{before.model.label} has other tensors than the output; it is not the model it came from")
 

@@ -1,0 +1,165 @@
+"""Configs that mislead, and tensors that cannot be repaired: refused by name, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weightguard.checkpoint.naming import FAMILIES
+
+C, W = "config.json: ", "model.safetensors: tensor "
+NORM, UP, DOWN = "model.norm.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
+LAYERS = C + "num_hidden_layers is {}; it must be 1 to 100000"
+KNOWN = ", ".join(sorted(FAMILIES))
+ROW = f"(known: {KNOWN}); to add it, give FAMILIES in weightguard/checkpoint/naming.py a row: "
+OUT_OF = "{}: a link out of the checkpoint, to TMP/in/outside; copy the file itself"
+NAN, INFINITE = b"\0\0\xc0\x7f", b"\0\0\x80\xff"
+QUANTISED = "quantised weights ({}) cannot be edited; repair the unquantised model, then quantise"
+HELD = "holds NaN or infinity; such weights cannot be scored or repaired"
+DAMAGED = "holds NaN or infinity; the model is damaged"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 99\n"
+Case = tuple[Callable[[Any], object], str] | tuple[Callable[[Any], object], str, int]
+
+
+def config(**changes: Any) -> Callable[[Any], None]:
+    return lambda m: m.config(**changes)
+
+
+def text(data: bytes | str | list) -> Callable[[Any], None]:
+    return lambda m: m.write("config.json", data)
+
+
+def value(name: str, bad: bytes, dtype: str = "F32") -> Callable[[Any], None]:
+    """The tensor with its last entry exchanged."""
+
+    def damage(m: Any) -> None:
+        shape = m.tensors[name][1]
+        m.tensor(name, dtype, shape)
+        m.tensor(name, dtype, shape, m.tensors[name][2][: -len(bad)] + bad)
+
+    return damage
+
+
+def shape(*sizes: int) -> Callable[[Any], None]:
+    return lambda m: m.tensor(UP, "F32", sizes)
+
+
+CONFIGS: dict[str, Case] = {
+    "missing": (lambda m: m.remove("config.json"), "MODEL: no config.json"),
+    "a directory": (lambda m: m.directory("config.json"), f"{C}not a regular file (drwxr-xr-x)"),
+    "a pipe": (lambda m: m.fifo("config.json"), f"{C}not a regular file (prw-r--r--)"),
+    "a link out": (lambda m: m.link("config.json", "../outside"), OUT_OF.format("config.json")),
+    "a link to nothing": (lambda m: m.link("config.json", "gone"), f"{C}a link to nothing"),
+    "empty": (text(""), f"{C}is empty, JSON was expected"),
+    "not JSON": (text("model_type: llama"), f"{C}line 1 column 1: Expecting value"),
+    "a list": (text([]), f"{C}not a JSON object"),
+    "a string": (text('"llama"'), f"{C}not a JSON object"),
+    "null": (text("null"), f"{C}not a JSON object"),
+    "a byte order mark": (text(b"\xef\xbb\xbf{}"), f"{C}begins with a byte order mark; save it as plain UTF-8"),
+    "git-lfs pointer": (text(LFS), f"{C}is a git-lfs pointer, not the file itself; run `git lfs pull`"),
+    "HTML page": (text("<!doctype html>"), f"{C}is an HTML or XML page, not JSON; download the file again"),
+    "a key twice": (
+        text('{"model_type": "llama", "model_type": "gpt2"}'),
+        f'{C}the key "model_type" appears twice in one object',
+    ),
+    "NaN": (text('{"rms_norm_eps": NaN}'), f"{C}NaN is not JSON"),
+    "infinity": (text('{"rms_norm_eps": 1e999}'), f'{C}the number "1e999" is too large for a float'),
+    "deep": (text('{"a":' * 100_000), f"{C}nested deeper than 64 levels"),
+    "without an architecture": (
+        config(model_type=None),
+        f'{C}architecture \'None\' is not supported {ROW}"None": Family("layers", {{"q": "self_attn.q_proj", ...}})',
+        6,
+    ),
+    "unknown architecture": (
+        config(model_type="mamba"),
+        f'{C}architecture \'mamba\' is not supported {ROW}"mamba": Family("layers", {{"q": "self_attn.q_proj", ...}})',
+        6,
+    ),
+    "architecture that is a list": (
+        config(model_type=["llama"]),
+        f"{C}architecture \"['llama']\" is not supported {ROW}"
+        '"[\'llama\']": Family("layers", {"q": "self_attn.q_proj", ...})',
+        6,
+    ),
+    "no layer": (config(num_hidden_layers=0), LAYERS.format(0)),
+    "less than no layer": (config(num_hidden_layers=-1), LAYERS.format(-1)),
+    "a thousand million layers": (config(num_hidden_layers=10**9), LAYERS.format(10**9)),
+    "layers beyond any number": (config(num_hidden_layers=10**4000), LAYERS.format("1" + "0" * 39)),
+    "layers that are a float": (config(num_hidden_layers=1.0), LAYERS.format("1.0")),
+    "layers that are text": (config(num_hidden_layers="1"), LAYERS.format("1")),
+    "layers that are true": (config(num_hidden_layers=True), LAYERS.format("True")),
+    "layers unsaid": (config(num_hidden_layers=None), LAYERS.format("None")),
+    "more layers than tensors": (
+        config(num_hidden_layers=2),
+        "missing tensor: no layers.1.self_attn.q_proj.weight for the q of layer 1 (config.json says 2 layers)",
+    ),
+    "100 000 layers": (
+        config(num_hidden_layers=100_000),
+        "missing tensor: no layers.1.self_attn.q_proj.weight for the q of layer 1 (config.json says 100000 layers)",
+    ),
+    "fewer layers than tensors": (
+        lambda m: m.tensor("model.layers.1.mlp.up_proj.weight", "F32", (6, 4)),
+        f"{C}1 layers, but the tensors hold more decoder linears than that",
+    ),
+    "a layer under two names": (
+        lambda m: m.tensor("model.layers.00.mlp.up_proj.weight", "F32", (6, 4)),
+        f"{C}1 layers, but the tensors hold more decoder linears than that",
+    ),
+    "quantised": (
+        config(quantization_config={"quant_method": "gptq", "bits": 4}),
+        "MODEL: " + QUANTISED.format("gptq"),
+        6,
+    ),
+    "quantised in one word": (config(quantization_config="awq"), "MODEL: " + QUANTISED.format("awq"), 6),
+    "quantised without a method": (
+        config(quantization_config={"bits": 4}),
+        "MODEL: " + QUANTISED.format("None"),
+        6,
+    ),
+}
+
+TENSORS: dict[str, Case] = {
+    "NaN in an edited matrix": (value(UP, NAN), f"{W}{UP!r} {HELD}"),
+    "infinity in an edited matrix": (value(DOWN, INFINITE), f"{W}{DOWN!r} {HELD}"),
+    "NaN in a norm": (value(NORM, NAN), f"{W}{NORM!r} {DAMAGED}"),
+    "NaN in the embedding": (
+        value("model.embed_tokens.weight", NAN),
+        f"{W}'model.embed_tokens.weight' {DAMAGED}",
+    ),
+    "NaN in half precision": (value(UP, b"\0\x7e", "F16"), f"{W}{UP!r} {HELD}"),
+    "infinity in half precision": (value(NORM, b"\0\xfc", "F16"), f"{W}{NORM!r} {DAMAGED}"),
+    "NaN in bfloat16": (value(UP, b"\xc0\x7f", "BF16"), f"{W}{UP!r} {HELD}"),
+    "infinity in bfloat16": (value(NORM, b"\x80\x7f", "BF16"), f"{W}{NORM!r} {DAMAGED}"),
+    "NaN in double precision": (value(UP, b"\0\0\0\0\0\0\xf8\x7f", "F64"), f"{W}{UP!r} {HELD}"),
+    "matrix without the second dimension": (shape(24), f"{W}{UP!r} is [24], where a matrix must be"),
+    "matrix with a third dimension": (shape(2, 3, 4), f"{W}{UP!r} is [2, 3, 4], where a matrix must be"),
+    "matrix that is a scalar": (shape(), f"{W}{UP!r} is [], where a matrix must be"),
+    "matrix without a row": (shape(0, 4), f"{W}{UP!r} is [0, 4], where a matrix must be"),
+    "matrix without a column": (shape(6, 0), f"{W}{UP!r} is [6, 0], where a matrix must be"),
+    "matrix of integers": (
+        lambda m: m.tensor(UP, "I8", (6, 4)),
+        f"{W}{UP!r} is I8, not a float type that can be edited",
+        6,
+    ),
+    "matrix of 8-bit floats": (
+        lambda m: m.tensor(UP, "F8_E4M3", (6, 4)),
+        f"{W}{UP!r} is F8_E4M3, quantised; repair the unquantised model instead",
+        6,
+    ),
+    "packed weights": (
+        lambda m: m.tensor("model.layers.0.mlp.up_proj.qweight", "I8", (6, 4)),
+        f"{W}'model.layers.0.mlp.up_proj.qweight' is I8, quantised; repair the unquantised model instead",
+        6,
+    ),
+}
+ALL = {f"{k}: {name}": case for k, table in (("config", CONFIGS), ("tensors", TENSORS)) for name, case in table.items()}
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_refused(case: str, model: Any, refused: Callable[..., None], tmp_path: Path) -> None:
+    damage, message, *code = ALL[case]
+    damage(model)
+    refused(model.path, message.replace("TMP", str(tmp_path)), *code)

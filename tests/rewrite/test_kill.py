@@ -1,0 +1,243 @@
+"""A repair that is killed, interrupted or let down by the disk, at every call that changes a file, and several at once.
+
+Whatever happens: no output that is not whole, the input as it was, and the next run succeeds with the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Held = dict[str, tuple[Any, ...]]
+# Mode -> (over an earlier output, with a kernel that can exchange two names, how many calls, those tried by default).
+# Calls come in this order: the stage and its lock, shards, companions, manifest, directories, rename, removal of the old.
+MODES: dict[str, tuple[bool, bool, int, tuple[int, ...]]] = {
+    "new": (False, True, 72, (1, 9, 33, 70, 71)),
+    "new, no exchange": (False, False, 73, (2, 71)),
+    "forced": (True, True, 88, (69, 70, 71, 72, 87)),
+    "forced, no exchange": (True, False, 90, (71, 72, 73, 89)),
+}
+EVERYWHERE = [
+    pytest.param(mode, at, id=f"{mode}-{at}", marks=() if at in tried else pytest.mark.full)
+    for mode, (_, _, calls, tried) in MODES.items()
+    for at in range(calls)
+]
+everywhere = pytest.mark.parametrize(("mode", "at"), EVERYWHERE)
+
+
+class Case:
+    """One mode in a place of its own, and what must hold afterwards."""
+
+    def __init__(self, mode: str, place: Any, earlier: Any, reference: Held) -> None:
+        self.force, self.exchange, self.calls, _ = MODES[mode]
+        self.place, self.reference = place, reference
+        if self.force:
+            shutil.copytree(earlier.out, place.out)
+        self.before, self.input = place.held(), place.held("model")
+        self.arguments = place.arguments(*(["--force"] if self.force else []))
+
+    def run(self, **fault: Any) -> Any:
+        ended = self.place.run(*self.arguments, exchange=self.exchange, **fault)
+        assert self.place.held("model") == self.input
+        return ended
+
+    def whole(self) -> bool:
+        """Whether the new output is there; if not, everything must be as before."""
+        held = self.place.held()
+        assert held in (self.before, self.reference)
+        return held == self.reference
+
+    def succeeds_now(self) -> None:
+        """Another run gives the same bytes and leaves nothing behind."""
+        published = not self.force and self.whole()
+        assert self.run().code == (4 if published else 0)
+        assert self.place.held() == self.reference and self.place.litter() == []
+
+
+@pytest.fixture
+def case(place: Any, earlier: Any, reference: Held) -> Callable[[str], Case]:
+    return lambda mode: Case(mode, place, earlier, reference)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_calls_are_all_known(mode: str, case: Callable[[str], Case]) -> None:
+    """The tables above say how many calls there are; a call more is a call that nothing below tries."""
+    it = case(mode)
+    assert it.run(how="count").code == 0
+    calls = (it.place.root / "calls").read_text().split()
+    assert len(calls) == it.calls
+    assert (
+        calls[:3] == ["mkdir", "mkdir", "flock"] and calls.count("create") == 3 + 10 and "renameat2" not in calls[:69]
+    )
+
+
+@everywhere
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed(mode: str, at: int, when: str, case: Callable[[str], Case]) -> None:
+    it = case(mode)
+    assert it.run(at=at, how=f"killed {when}").code == -signal.SIGKILL
+    if it.place.held() == {} and it.force:
+        # The one window, between two renames: the earlier output waits beside, and the next run puts it back.
+        assert not it.exchange and ".out.weightguard-stage-old" in it.place.litter()
+        assert it.place.run(*it.place.arguments(), exchange=False).code == 4
+        assert it.place.held() == it.before
+    it.whole()
+    it.succeeds_now()
+
+
+@everywhere
+@pytest.mark.parametrize("how", ["ENOSPC", "EIO"])
+def test_let_down_by_the_disk(mode: str, at: int, how: str, case: Callable[[str], Case]) -> None:
+    it = case(mode)
+    ended = it.run(at=at, how=how)
+    if ended.code == 0:  # making a folder that is there already, which never succeeds
+        assert it.whole()
+        return
+    assert ended.code == 5, ended.said
+    assert len(ended.errors) == 1 and ended.errors[0].startswith("weightguard: "), ended.said
+    assert {"ENOSPC": "No space left on device", "EIO": "Input/output error"}[how] in ended.errors[0]
+    assert it.place.litter() == []
+    # Only what removes the earlier output comes after the new one is in place.
+    assert not it.whole() or (it.force and at > 70)
+    it.succeeds_now()
+
+
+@everywhere
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
+def test_interrupted(mode: str, at: int, how: str, case: Callable[[str], Case]) -> None:
+    it = case(mode)
+    ended = it.run(at=at, how=how)
+    code, word = {"SIGTERM": (143, "terminated"), "SIGINT": (130, "interrupted")}[how]
+    assert ended.code == code and ended.seconds < 5
+    assert ended.errors == [f"weightguard: {word}; no unfinished output is left"], ended.said
+    assert it.place.litter() == []
+    it.whole()
+    it.succeeds_now()
+
+
+@pytest.mark.full
+def test_killed_at_random_times(case: Callable[[str], Case]) -> None:
+    """500 points in time, none of them chosen by the code."""
+    it, draw = case("new"), random.Random(1)
+    for _ in range(500):
+        child = it.place.start(*it.arguments)
+        time.sleep(draw.uniform(0, 0.12))
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        if it.whole():
+            shutil.rmtree(it.place.out)
+        assert it.place.held("model") == it.input
+    it.succeeds_now()
+
+
+@pytest.mark.parametrize("limit", [0, 100, 1000])
+def test_a_real_write_that_fails(limit: int, case: Callable[[str], Case]) -> None:
+    """The kernel writes up to a limit and then refuses: first a short write, then an error."""
+    it = case("new")
+    ended = it.run(limit=limit)
+    assert ended.code == 5 and ended.errors == [f"weightguard: {it.place.out}: cannot be written: File too large"]
+    assert it.place.litter() == [] and not it.whole()
+    it.succeeds_now()
+
+
+@pytest.mark.parametrize("runs", [2, 4, pytest.param(8, marks=pytest.mark.full)])
+@pytest.mark.parametrize("exchange", [True, False])
+def test_several_runs_at_one_target(runs: int, exchange: bool, place: Any, reference: Held) -> None:
+    children = [place.start(*place.arguments(), exchange=exchange, pause=0.002) for _ in range(runs)]
+    ended = [child.wait() for child in children]
+    assert sorted(each.code for each in ended) == [0] + [4] * (runs - 1), [each.said for each in ended]
+    lost = [line for each in ended if each.code for line in each.errors]
+    assert all("another run is writing this output" in line or "exists; give another -o" in line for line in lost)
+    assert place.held() == reference and place.litter() == []
+
+
+@pytest.mark.parametrize("runs", [3, pytest.param(8, marks=pytest.mark.full)])
+@pytest.mark.parametrize("exchange", [True, False])
+def test_several_forced_runs(runs: int, exchange: bool, occupied: Any, reference: Held) -> None:
+    """Each either replaces the output, after the other has ended, or is told that another one is at it."""
+    arguments = occupied.arguments("--force")
+    children = [occupied.start(*arguments, exchange=exchange, pause=0.002 * i) for i in range(runs)]
+    codes = [child.wait().code for child in children]
+    assert 0 in codes and set(codes) <= {0, 4}
+    assert occupied.held() == reference and occupied.litter() == []
+
+
+SHARD = "model-00002-of-00003.safetensors"
+OPENED = f"{SHARD}: changed since the checkpoint was opened; nothing was written"
+READ = f"{SHARD}: changed while it was read; nothing was written"
+SHORTER = f"{SHARD}: the file became shorter while it was read; copy it again"
+AGAIN = "{}: changed while the checkpoint was read; nothing was written"
+
+
+def cut(root: Path) -> None:
+    os.truncate(root / SHARD, 300)
+
+
+def grow(root: Path) -> None:
+    with (root / SHARD).open("ab") as file:
+        file.write(b"more")
+
+
+def overwrite(root: Path) -> None:
+    with (root / SHARD).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\1")
+    os.utime(root / SHARD, ns=(1, 1))  # the clock of the file system may not have moved on
+
+
+def replace(root: Path) -> None:
+    os.replace(root.parent / "other" / SHARD, root / SHARD)
+
+
+def rehead(root: Path) -> None:
+    data = (root / SHARD).read_bytes()
+    (root / SHARD).write_bytes(data.replace(b'"pt"', b'"np"'))
+
+
+def remove(root: Path) -> None:
+    (root / SHARD).unlink()
+
+
+def reconfigure(root: Path) -> None:
+    (root / "config.json").write_text('{"auto_map": {"AutoConfig": "evil.Config"}}')
+
+
+def reindex(root: Path) -> None:
+    (root / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+
+
+# (what happens to the input, at which call, message); call 8 is the first write into the second shard, 12 one in its middle
+CHANGES: dict[str, tuple[Callable[[Path], None], int, str]] = {
+    "cut before it is read": (cut, 5, OPENED),
+    "grown before it is read": (grow, 5, OPENED),
+    "another header before it is read": (rehead, 5, OPENED),
+    "gone before it is read": (remove, 5, f"{SHARD}: missing"),
+    "cut while it is read": (cut, 12, SHORTER),
+    "grown while it is read": (grow, 12, READ),
+    "overwritten while it is read": (overwrite, 12, READ),
+    "replaced while it is read": (replace, 12, READ),
+    "gone while it is read": (remove, 12, f"{SHARD}: missing"),
+    "config that changes": (reconfigure, 12, AGAIN.format("config.json")),
+    "index that changes": (reindex, 12, AGAIN.format("model.safetensors.index.json")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_input_that_changes_meanwhile(change: str, place: Any) -> None:
+    edit, at, message = CHANGES[change]
+
+    def act(name: str, real: Callable[[], Any], arguments: tuple) -> Any:
+        edit(place.model)
+        return real()
+
+    ended = place.run(*place.arguments(), at=at, how=act)
+    assert (ended.code, ended.errors) == (3, [f"weightguard: {message}"])
+    assert place.held() == {} and place.litter() == []
