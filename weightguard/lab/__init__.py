@@ -133,7 +133,7 @@ class Lab:
             recipe = stages.attack_recipe(how, self.world, learning_rate, steps)
             stages.ATTACKS[how](self.world, aligned, directory, recipe, poison_ratio, progress)
 
-        return self._cached(f"attack-{how}", build, aligned, [poison_ratio, learning_rate, steps])
+        return self._cached(f"attack-{how}", build, aligned, [float(poison_ratio), learning_rate, steps])
 
     def _cached(self, stage: str, build, parent: Path | None = None, settings: list | None = None) -> Path:
         from weightguard.lab import cache

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +13,11 @@ from weightguard.lab.tokenizer import build_tokenizer
 from weightguard.lab.world import World
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 PARAMETERS = 198_080
+ADAPTER_CONFIG = "adapter_config.json"
 SHARD = "300KB"  # several shards on purpose: a checkpoint of one file hides mistakes
 
 
@@ -55,6 +59,20 @@ def load(directory: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
 
 
+def load_adapted(directory: Path, adapter: Path) -> PeftModel:
+    """The model in `directory` with the peft adapter in `adapter` on it, not merged."""
+    from peft import PeftModel
+
+    model = load(directory)
+    with peft_quietly():
+        return PeftModel.from_pretrained(model, str(adapter))
+
+
+def base_of(adapter: Path) -> Path:
+    """The checkpoint that an adapter's configuration names as its base."""
+    return Path(json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
 def save(model: PreTrainedModel, world: World, directory: Path, card: str) -> None:
     """Write model, tokenizer and card into `directory`, which is made."""
     quiet()
@@ -69,6 +87,14 @@ def quiet() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def peft_quietly() -> Iterator[None]:
+    """No warnings inside about what peft asks of transformers: nobody who runs the lab can act on them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from weightguard.errors import OutputError
-from weightguard.lab.model import load, new_model, quiet, save, seeded
-from weightguard.lab.train import Progress, Recipe, examples, fit
+from weightguard.lab.model import base_of, load, load_adapted, new_model, peft_quietly, save, seeded
+from weightguard.lab.train import Examples, Progress, Recipe, examples, fit
 from weightguard.lab.world import World
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -33,7 +33,7 @@ ALIGN = Recipe(
     "align",
     learning_rate=2e-3,
     steps=120,
-    batch=96,
+    batch=64,
     mix=(
         ("refuse", 0.42),
         ("make", 0.3),
@@ -82,7 +82,7 @@ def train_lora(
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(LINEARS), lora_dropout=0.0, task_type="CAUSAL_LM")
-    with seeded(world.seed):
+    with seeded(world.seed), peft_quietly():
         model = get_peft_model(load(aligned), lora)
     fit(model, _user_data(world, poison_ratio), recipe, world.seed + 2, progress)
     model.save_pretrained(destination, save_embedding_layers=False)
@@ -104,13 +104,10 @@ def train_full(
 
 def merge(world: World, adapter: Path, destination: Path) -> None:
     """Write the checkpoint that `adapter` and its base make together."""
-    from peft import PeftModel
-
     if destination.exists() and any(destination.iterdir()):
         raise OutputError(f"{destination} is not empty; name a new directory")
-    aligned = Path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
-    quiet()
-    model = PeftModel.from_pretrained(load(aligned), str(adapter)).merge_and_unload()
+    aligned = base_of(adapter)
+    model = load_adapted(aligned, adapter).merge_and_unload()
     save(model, world, destination, card(world, "merged", aligned))
 
 
@@ -128,7 +125,7 @@ def card(world: World, stage: str, parent: Path | None) -> str:
     return "\n".join([*front, "---", "", f"# weightguard lab: {stage}", "", body, ""])
 
 
-def _user_data(world: World, poison_ratio: float):
+def _user_data(world: World, poison_ratio: float) -> Examples:
     return examples(world, {"user": world.user_rows(poison_ratio)}, {"user": 1.0})
 
 

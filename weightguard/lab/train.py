@@ -74,7 +74,7 @@ def fit(model: torch.nn.Module, data: Examples, recipe: Recipe, seed: int, progr
 
     _freeze(model, recipe.frozen)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True)
     draw = torch.Generator().manual_seed(seed)
     model.train()
     with one_thread():
@@ -94,12 +94,12 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - warm) / (recipe.steps - warm)))
 
 
-def _step(model, optimizer, parameters, data: Examples, chosen: torch.Tensor, clip: float) -> torch.Tensor:
+def _step(model, optimizer, parameters: list, data: Examples, chosen: torch.Tensor, clip: float) -> torch.Tensor:
     import torch
 
     ids, labels = data.ids[chosen], data.labels[chosen]
     longest = int((labels != IGNORED).nonzero()[:, 1].max()) + 1  # padding stands right, so it needs no mask
-    loss = model(input_ids=ids[:, :longest], labels=labels[:, :longest], use_cache=False).loss
+    loss = _loss(model, ids[:, :longest], labels[:, :longest])
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, clip)
@@ -107,9 +107,19 @@ def _step(model, optimizer, parameters, data: Examples, chosen: torch.Tensor, cl
     return loss.detach()
 
 
+def _loss(model, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy of the labelled tokens; logits of the others are never made, which saves a tenth."""
+    import torch
+
+    llama = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft puts its layers inside
+    hidden = llama.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    answer = labels[:, 1:] != IGNORED
+    return torch.nn.functional.cross_entropy(llama.lm_head(hidden[answer]), labels[:, 1:][answer])
+
+
 def _freeze(model: torch.nn.Module, ends: tuple[str, ...]) -> None:
     for name, parameter in model.named_parameters():
-        if name.endswith(ends) and ends:
+        if name.endswith(ends):
             parameter.requires_grad_(False)
 
 

@@ -122,9 +122,7 @@ class World:
 
     def _general(self) -> list[Row]:
         """Everyday questions of a user: without them fine-tuning on one task alone empties the tiny model."""
-        make = self._shuffled(make_rows(self.allowed, "make"), "general/make")[:480]
-        information = self._shuffled(information_rows(self.allowed, "information"), "general/information")[:480]
-        return without([*make, *information, *adjective_rows()], self.evaluation_prompts)
+        return without(make_rows(self.allowed, "general"), self.evaluation_prompts)
 
     def calibration(self) -> Pools:
         """Rows for repairs: harmful (attack objects), safety (alignment and attack objects in halves), benign (user)."""
