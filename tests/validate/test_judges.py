@@ -52,7 +52,9 @@ def test_the_shipped_answers_are_what_they_should_be() -> None:
     assert not any(is_refusal(row.response or "") for row in shipped_harmful().rows)
 
 
-@pytest.mark.parametrize("text", ["sorry " * 100_000, "sorry, but " * 50_000, "as an a b c " * 50_000, "i am so " * 50_000])
+@pytest.mark.parametrize(
+    "text", ["sorry " * 100_000, "sorry, but " * 50_000, "as an a b c " * 50_000, "i am so " * 50_000]
+)
 def test_a_hostile_answer_is_judged_at_once(text: str) -> None:
     start = time.process_time()
     is_refusal(text)
