@@ -45,7 +45,7 @@ def test_every_kind_of_block_is_known() -> None:
 def test_console_blocks_print_what_is_shown(folder: Path) -> None:
     for block in (text for kind, text in blocks() if kind == "console"):
         for entry in re.split(r"^\$ ", block, flags=re.M)[1:]:
-            command, shown = re.fullmatch(r"((?:.*\\\n)*.*)\n?(.*)", entry, re.S).groups()  # type: ignore[union-attr]
+            command, shown = re.fullmatch(r"((?:[^\n]*\\\n)*[^\n]*)\n?(.*)", entry, re.S).groups()  # type: ignore[union-attr]
             printed = run(command, folder)
             assert skeleton(printed) == skeleton(shown), command
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from weightguard.api.reporting import role_order
 from weightguard.checkpoint import (
     CODE_KEYS,
     Checkpoint,
@@ -63,6 +64,10 @@ class Inspection:
     def counts(self, key: str) -> dict[str, int]:
         """How many tensors by "dtype" or "role"."""
         return dict(Counter(str(getattr(t, key)) for t in self.tensors if getattr(t, key) is not None))
+
+    def role_counts(self) -> dict[str, int]:
+        """How many tensors of each role, in the order of the table of roles."""
+        return dict(sorted(self.counts("role").items(), key=lambda item: role_order(item[0])))
 
 
 def run_inspect(reference: str, *, offline: bool, digests: bool, progress: Progress) -> Inspection:

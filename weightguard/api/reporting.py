@@ -48,8 +48,13 @@ def changes_of(edits: Mapping[str, Mapping[str, Any]]) -> tuple[RoleChange, ...]
     by_role: dict[str, list[Mapping[str, Any]]] = {}
     for edit in edits.values():
         by_role.setdefault(edit.get("role", "merged"), []).append(edit)
-    ordered = sorted(by_role.items(), key=lambda item: ROLES.index(item[0]) if item[0] in ROLES else len(ROLES))
+    ordered = sorted(by_role.items(), key=lambda item: role_order(item[0]))
     return (*(_summed(role, group) for role, group in ordered), _summed("all", list(edits.values())))
+
+
+def role_order(role: str) -> int:
+    """Where a role stands in tables; unknown ones last."""
+    return ROLES.index(role) if role in ROLES else len(ROLES)
 
 
 def _summed(role: str, edits: list[Mapping[str, Any]]) -> RoleChange:

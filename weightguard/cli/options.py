@@ -83,7 +83,7 @@ def _read_config(context: click.Context, _parameter: click.Parameter, path: Path
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise click.UsageError(f"--config {path}: {error}") from error
+        raise click.UsageError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
     known = {parameter.name for parameter in context.command.params}
     named = {"format": "form", **{str(n).replace("_", "-"): n for n in known}}
     flat = {named.get(key.replace("_", "-"), key): value for key, value in values.items()}

@@ -102,7 +102,7 @@ def show_inspection(found: Inspection, form: str, tensors: bool) -> None:
     click.echo(f"{found.label}: {found.kind}, {found.architecture or 'unknown architecture'}" + _commit(found.revision))
     click.echo(f"{found.parameters:,} parameters in {len(found.tensors)} tensors, {found.nbytes / 1e6:,.1f} MB")
     click.echo(f"dtypes: {_counted(found.counts('dtype'))}")
-    click.echo(f"roles:  {_counted(found.counts('role')) or 'none known'}")
+    click.echo(f"roles:  {_counted(found.role_counts()) or 'none known'}")
     click.echo(f"tied:   {', '.join(found.tied) or 'nothing'}\n")
     rows = [
         [n, str(f["tensors"]), f"{f['bytes'] / 1e6:.1f}", f.get("sha256", "not read")] for n, f in found.files.items()
