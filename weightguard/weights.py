@@ -41,8 +41,8 @@ class Weights:
 
     `stored` is the tensor as read, in storage order: the edit is written into it through `logical`, block by block, so
     blocks must be asked for before they are overwritten. tuned(i, j) and aligned(i, j) give W and W_aligned;
-    `reference` is the aligned tensor as read from another checkpoint, where there is one; `update` gives D where it is
-    known without a subtraction.
+    `reference` is the aligned tensor as read from another checkpoint, where there is one, and `origin` the same in
+    logical order; `update` gives D where it is known without a subtraction.
     """
 
     stored: torch.Tensor
@@ -50,6 +50,7 @@ class Weights:
     tuned: Rows
     aligned: Rows | None
     reference: torch.Tensor | None = None
+    origin: torch.Tensor | None = None
     update: Rows | None = None
 
     @property
@@ -72,8 +73,9 @@ def open_weights(sources: Sources, name: str, *, with_aligned: bool) -> Weights:
     logical = _turned(stored, _is_transposed(sources, name))
     work = _working(stored.dtype)
     reference = _reference(sources, name) if with_aligned else None
-    aligned = None if reference is None else _blocks(_turned(reference, _is_transposed(sources, name)), work)
-    return Weights(stored, logical, _blocks(logical, work), aligned, reference)
+    origin = None if reference is None else _turned(reference, _is_transposed(sources, name))
+    aligned = None if origin is None else _blocks(origin, work)
+    return Weights(stored, logical, _blocks(logical, work), aligned, reference, origin)
 
 
 def _blocks(logical: torch.Tensor, work: torch.dtype) -> Rows:

@@ -6,15 +6,13 @@ from collections.abc import Iterator
 
 import torch
 
-from weightguard.kernels import reference
-from weightguard.kernels.reference import Keys, Mask
+from weightguard.kernels import native, reference
+from weightguard.kernels.reference import Choice, Keys, Mask, Pair, Taken
 
 score_keys = reference.score_keys
 random_keys = reference.random_keys
 threshold = reference.threshold
 row_sums = reference.row_sums
-square_sums = reference.square_sums
-is_finite = reference.is_finite
 tiles = reference.tiles
 
 
@@ -32,3 +30,64 @@ def packed(mask: torch.Tensor) -> torch.Tensor:
     import numpy
 
     return torch.from_numpy(numpy.packbits(mask.reshape(-1).numpy()))
+
+
+def select_apply(
+    weights: torch.Tensor, choice: Choice, aligned: torch.Tensor | None = None, *, measure: bool = True
+) -> Taken:
+    """Take exactly k entries of every row or of the matrix, ties by lowest row-major index, and overwrite them in place.
+
+    weights (out, in), any strides. Without `aligned` the key is |W|·norm and the entry becomes zero; with it the key is
+    |W − W_aligned|·norm and the entry goes back to the aligned value. Look at `finite` before anything else.
+    """
+    _check_choice(weights, choice, aligned)
+    if native.takes(weights, aligned):
+        return native.select_apply(weights, choice, aligned, measure)
+    return reference.select_apply(weights, choice, aligned, measure)
+
+
+def _check_choice(weights: torch.Tensor, choice: Choice, aligned: torch.Tensor | None) -> None:
+    rows, columns = weights.shape
+    size = columns if choice.group == "row" else rows * columns
+    if choice.group not in ("row", "matrix") or not (0 <= choice.k <= size and 0 <= choice.spare_k <= size):
+        raise ValueError(f"{choice.k} and {choice.spare_k} entries of each {choice.group} of {size}")
+    if aligned is not None and aligned.shape != weights.shape:
+        raise ValueError(f"aligned weights {tuple(aligned.shape)} for weights {tuple(weights.shape)}")
+    for norms in (choice.norms, choice.spare_norms):
+        if norms is not None and (norms.shape != (columns,) or norms.dtype != torch.float32):
+            raise ValueError(f"norms {tuple(norms.shape)} {norms.dtype} for {columns} columns; float32 is expected")
+
+
+def square_sums(inputs: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Column sums of squares of `inputs` (..., in) over the positions where `counted` (...) is true; float64 (in,).
+
+    Products are exact in float64; the order of the additions is the implementation's own (1e-12 apart).
+    """
+    rows, chosen = inputs.reshape(-1, inputs.shape[-1]), counted.reshape(-1)
+    if chosen.shape != rows.shape[:1]:
+        raise ValueError(f"{tuple(counted.shape)} positions counted for inputs {tuple(inputs.shape)}")
+    if native.takes(rows) and rows.stride(1) == 1 and chosen.is_cpu:
+        return native.square_sums(rows, chosen)
+    return reference.square_sums(rows, chosen)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """True when no entry is NaN or infinite; any shape and strides."""
+    stored = tensor.T if tensor.dim() == 2 and not tensor.is_contiguous() else tensor
+    if stored.is_contiguous() and native.takes(stored.reshape(1, -1)):
+        return native.is_finite(stored)
+    return reference.is_finite(tensor)
+
+
+def pair_statistics(a: torch.Tensor, b: torch.Tensor) -> Pair:
+    """Σa², Σb², Σab, Σd², Σd⁴, max |d| and the entries that differ, d = a − b, of two tensors of one shape in one pass."""
+    if a.shape != b.shape:
+        raise ValueError(f"tensors of one shape are compared, not {tuple(a.shape)} with {tuple(b.shape)}")
+    a, b = _as_matrix(a), _as_matrix(b)
+    if native.takes(a, b):
+        return native.pair_statistics(a, b)
+    return reference.pair_statistics(a, b)
+
+
+def _as_matrix(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1] if tensor.dim() else 1)

@@ -7,10 +7,13 @@ and ties are decided by index alone, row-major in logical (out, in) order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from math import prod
+from dataclasses import dataclass, field
+from math import fsum, nan, prod
 
 import torch
 
+LANES = 32  # lanes of a row sum
+INFINITE = 0x7F800000  # the key of infinity; every finite key is below
 TILE = 1 << 18  # entries of a tile: a few float64 temporaries of it stay inside a core's cache
 Keys = Callable[[int, int], torch.Tensor]
 Mask = tuple[int, int, torch.Tensor]
@@ -72,7 +75,7 @@ def _bin_of(counts: torch.Tensor, k: int) -> tuple[int, int]:
 
 def matrix_masks(keys: Keys, shape: tuple[int, int], k: int) -> Iterator[Mask]:
     """(start, stop, mask) tiles with exactly k of all entries set, ties by lowest row-major index."""
-    value, ties = threshold(lambda: (keys(*tile) for tile in tiles(shape)), k) if k else (2**31, 0)
+    value, ties = threshold(lambda: (keys(*tile) for tile in tiles(shape)), k) if k else (2**31 - 1, 0)
     for start, stop in tiles(shape):
         block = keys(start, stop)
         tied = (block == value).reshape(-1)
@@ -95,13 +98,19 @@ def row_masks(keys: Keys, shape: tuple[int, int], k: int) -> Iterator[Mask]:
 
 
 def row_sums(values: torch.Tensor) -> torch.Tensor:
-    """Sum of each row of a float64 tile (rows, in) as a fixed tree of pairwise adds: the same bits on every machine."""
-    width = 1 << max(0, (values.shape[1] - 1).bit_length())
-    work = torch.nn.functional.pad(values, (0, width - values.shape[1]))
+    """Sum of each row of a float64 tile (rows, in), the same bits on every machine: column j is added to lane j mod 32
+    in the order of the columns, then the lanes are folded by halves."""
+    rows, columns = values.shape
+    steps = -(-columns // LANES)
+    work = torch.nn.functional.pad(values, (0, steps * LANES - columns)).view(rows, steps, LANES)
+    lanes = torch.zeros(rows, LANES, dtype=torch.float64)
+    for step in work.unbind(1):
+        lanes += step
+    width = LANES
     while width > 1:
         width //= 2
-        work = work[:, :width] + work[:, width : 2 * width]
-    return work[:, 0]
+        lanes = lanes[:, :width] + lanes[:, width : 2 * width]
+    return lanes[:, 0]
 
 
 def square_sums(inputs: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
@@ -117,3 +126,134 @@ def is_finite(tensor: torch.Tensor) -> bool:
     """True when no entry is NaN or infinite. The exponent bits decide, so no float copy is made."""
     flat = tensor.reshape(-1)
     return all(bool(torch.isfinite(flat[start : start + TILE]).all()) for start in range(0, prod(tensor.shape), TILE))
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Take the k highest keys of each row (group "row") or of the matrix; norms (in,) float32, None: the key is |x|.
+
+    Entries that are also among the spare_k highest by `spare_norms` are left alone, where those are given.
+    """
+
+    group: str
+    k: int
+    norms: torch.Tensor | None = None
+    spare_k: int = 0
+    spare_norms: torch.Tensor | None = None
+
+
+@dataclass
+class Taken:
+    """What a selection did. squares: row sums of the squares of W ("weight"), of what changed ("change") and, with
+    aligned weights, of the update W − W_aligned "before" and "after", each (rows,); empty when not measured.
+
+    finite False: a key was NaN or infinite, the rest means nothing and the weights are not to be used.
+    """
+
+    selected: int = 0
+    changed: int = 0
+    finite: bool = True
+    squares: dict[str, list[float]] = field(default_factory=dict)
+
+
+class _NotFinite(Exception):
+    pass
+
+
+def select_apply(weights: torch.Tensor, choice: Choice, aligned: torch.Tensor | None, measure: bool) -> Taken:
+    """Overwrite the chosen entries of `weights` (out, in) in place: with zero, scored by W, or with `aligned`, scored by
+    W − W_aligned in the working dtype."""
+    kinds = ("weight", "change") if aligned is None else ("weight", "change", "before", "after")
+    taken = Taken(squares={kind: [] for kind in kinds} if measure else {})
+    try:
+        for start, stop, mask in _chosen(weights, choice, aligned):
+            before = weights[start:stop].clone()
+            origin = torch.zeros_like(before) if aligned is None else _work(aligned[start:stop], before)
+            after = torch.where(mask, origin.to(before.dtype), before)
+            taken.selected += int(mask.sum())
+            taken.changed += int((after != before).sum())
+            if measure:
+                _add_squares(taken.squares, before, after, None if aligned is None else origin)
+            weights[start:stop] = after
+    except _NotFinite:
+        return Taken(finite=False)
+    return taken
+
+
+def _chosen(weights: torch.Tensor, choice: Choice, aligned: torch.Tensor | None) -> Iterator[Mask]:
+    of_group = row_masks if choice.group == "row" else matrix_masks
+    shape = (weights.shape[0], weights.shape[1])
+    chosen = of_group(_finite_keys(weights, aligned, choice.norms), shape, choice.k)
+    if choice.spare_norms is None:
+        yield from chosen
+        return
+    spared = of_group(_finite_keys(weights, aligned, choice.spare_norms), shape, choice.spare_k)
+    for (start, stop, mask), (_, _, kept) in zip(chosen, spared, strict=True):
+        yield start, stop, mask & ~kept
+
+
+def _finite_keys(weights: torch.Tensor, aligned: torch.Tensor | None, norms: torch.Tensor | None) -> Keys:
+    def keys(start: int, stop: int) -> torch.Tensor:
+        scored = _work(weights[start:stop], weights)
+        if aligned is not None:
+            scored = scored - _work(aligned[start:stop], weights)
+        found = score_keys(scored, norms)
+        if bool(((found < 0) | (found >= INFINITE)).any()):
+            raise _NotFinite
+        return found
+
+    return keys
+
+
+def _work(tensor: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.float64 if weights.dtype == torch.float64 else torch.float32)
+
+
+def _add_squares(
+    squares: dict[str, list[float]], before: torch.Tensor, after: torch.Tensor, origin: torch.Tensor | None
+) -> None:
+    b, a = before.double(), after.double()
+    parts = {"weight": b, "change": a - b}
+    if origin is not None:
+        o = origin.double()
+        parts |= {"before": b - o, "after": a - o}
+    for key, part in parts.items():
+        squares[key].extend(row_sums(part * part).tolist())
+
+
+@dataclass
+class Pair:
+    """Sums over two tensors of one shape, d = a − b in float64: Σa², Σb², Σab, Σd², Σd⁴, max |d|, entries with a ≠ b.
+
+    finite False: NaN or infinity on either side, and no sum is given.
+    """
+
+    aa: float = nan
+    bb: float = nan
+    ab: float = nan
+    dd: float = nan
+    d4: float = nan
+    largest: float = nan
+    changed: int = 0
+    finite: bool = False
+
+
+SUMS = ("aa", "bb", "ab", "dd", "d4")
+
+
+def pair_statistics(a: torch.Tensor, b: torch.Tensor) -> Pair:
+    """One pass over two matrices (out, in). Rows are summed by `row_sums` and added exactly."""
+    sums: dict[str, list[float]] = {key: [] for key in SUMS}
+    largest, changed = 0.0, 0
+    for start, stop in tiles((a.shape[0], a.shape[1])):
+        x, y = a[start:stop].double(), b[start:stop].double()
+        if not bool(x.isfinite().all() & y.isfinite().all()):
+            return Pair()
+        d = x - y
+        dd = d * d
+        for key, part in zip(SUMS, (x * x, y * y, x * y, dd, dd * dd), strict=True):
+            sums[key].extend(row_sums(part).tolist())
+        largest = max(largest, float(d.abs().max()) if d.numel() else 0.0)
+        changed += int((x != y).sum())
+    totals = {key: fsum(sums[key]) for key in SUMS}
+    return Pair(**totals, largest=largest, changed=changed, finite=True)

@@ -9,12 +9,20 @@ from dataclasses import dataclass
 
 import torch
 
-from weightguard.errors import UnsupportedError
+from weightguard.errors import CheckpointError, UnsupportedError
 from weightguard.kernels import ops
-from weightguard.kernels.reference import Keys, Mask
+from weightguard.kernels.reference import Choice, Keys, Mask
 from weightguard.plan import Edit, Scale, Select
 from weightguard.statistics.selection import Score, keys
 from weightguard.weights import Weights
+
+# The kernel's names of what it sums, and ours.
+_NORMS = {
+    "weight": "weight_norm",
+    "change": "change_norm",
+    "before": "update_norm_before",
+    "after": "update_norm_after",
+}
 
 
 @dataclass
@@ -35,6 +43,8 @@ class Change:
 
 def apply(edit: Edit | None, weights: Weights) -> Change:
     """Write the edited tensor into `weights.stored` and measure the change. None merges an adapter and edits nothing."""
+    if isinstance(edit, Select) and edit.score != "random" and weights.update is None:
+        return _select(edit, weights)
     change = Change(entries=weights.logical.numel())
     squares: dict[str, list[float]] = {}
     for start, stop, mask in _masks(edit, weights):
@@ -48,6 +58,19 @@ def apply(edit: Edit | None, weights: Weights) -> Change:
         weights.logical[start:stop] = after
     for key, sums in squares.items():
         setattr(change, key, math.sqrt(math.fsum(sums)))
+    return change
+
+
+def _select(edit: Select, weights: Weights) -> Change:
+    """A scored selection on a full tensor, in one pass of the kernel that also measures."""
+    norms, spare = (None if n is None else torch.tensor(n) for n in (edit.norms, edit.spare_norms))
+    choice = Choice(edit.group, edit.k, norms, edit.spare_k, spare)
+    taken = ops.select_apply(weights.logical, choice, weights.origin)
+    if not taken.finite:
+        raise CheckpointError(f"tensor {edit.tensor!r}: its scores leave the range of float32; look at the statistics")
+    change = Change(weights.logical.numel(), taken.selected, taken.changed)
+    for key, sums in taken.squares.items():
+        setattr(change, _NORMS[key], math.sqrt(math.fsum(sums)))
     return change
 
 

@@ -1,0 +1,31 @@
+// The inner loops for any processor.
+#include "kernels.h"
+
+#define WG_TARGET
+
+namespace wg {
+namespace {
+
+inline int64_t append(const int32_t* key, int32_t low, int32_t high, int32_t* out) {
+    int64_t count = 0;
+    for (int j = 0; j < LANES; ++j) {
+        out[count] = key[j];
+        count += (key[j] >= low) & (key[j] < high);
+    }
+    return count;
+}
+
+#include "plain.inc"
+
+}  // namespace
+
+extern const Table portable_table = {
+    {{plain_scored<F32, false>(), plain_scored<F32, true>()},
+     {plain_scored<BF16, false>(), plain_scored<BF16, true>()},
+     {plain_scored<F16, false>(), plain_scored<F16, true>()}},
+    {{}, plain_leveled<BF16>(), plain_leveled<F16>()},
+    {plain<F32>(), plain<BF16>(), plain<F16>()},
+    reaching,
+};
+
+}  // namespace wg
