@@ -98,6 +98,15 @@ def reworded(draw: st.DrawFn) -> bytes:
     return file_of((text[:at] + draw(st.sampled_from(ODD)) + text[at + 1 :]).encode(), data)
 
 
+@st.composite
+def shifted(draw: st.DrawFn) -> bytes:
+    """Two tensors of bytes that may lie anywhere: apart, over each other, in each other, past the data or short of it."""
+    ends = st.tuples(st.integers(0, 6), st.integers(0, 4))
+    ranges = {name: (begin, begin + size) for name, (begin, size) in {"a": draw(ends), "b": draw(ends)}.items()}
+    entries = {n: {"dtype": "U8", "shape": [e - b], "data_offsets": [b, e]} for n, (b, e) in ranges.items()}
+    return file_of(entries, bytes(draw(st.integers(0, 11))))
+
+
 @given(files())
 @settings(max_examples=300, deadline=None)
 def test_valid_files_are_read_as_safetensors_reads_them(data: bytes) -> None:
@@ -111,7 +120,7 @@ def test_valid_files_are_read_as_safetensors_reads_them(data: bytes) -> None:
     assert found.raw == data[: 8 + int.from_bytes(data[:8], "little")]
 
 
-@given(damaged() | reworded() | st.binary(max_size=40))
+@given(damaged() | reworded() | shifted() | st.binary(max_size=40))
 @settings(max_examples=1500, deadline=None)
 def test_damaged_files_are_refused_or_mean_the_same_to_safetensors(data: bytes) -> None:
     try:
@@ -124,7 +133,7 @@ def test_damaged_files_are_refused_or_mean_the_same_to_safetensors(data: bytes) 
 
 
 @pytest.mark.full
-@given(damaged() | reworded())
+@given(damaged() | reworded() | shifted())
 @settings(max_examples=50_000, deadline=None)
 def test_damaged_files_at_length(data: bytes) -> None:
     test_damaged_files_are_refused_or_mean_the_same_to_safetensors.hypothesis.inner_test(data)

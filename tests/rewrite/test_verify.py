@@ -73,6 +73,13 @@ def test_one_bit(name: str, where: str, out: Path) -> None:
     assert name in failure(out)
 
 
+def test_one_bit_of_a_tensor_names_the_tensor(out: Path) -> None:
+    flip(out / SHARD, -1)
+    assert failure(out) == (
+        f"{SHARD}: tensor 'model.layers.0.self_attn.v_proj.weight' is not what weightguard.json says; its bytes were changed"
+    )
+
+
 @pytest.mark.parametrize("count", [60, pytest.param(5000, marks=pytest.mark.full)])
 def test_one_bit_anywhere(count: int, out: Path, repaired: Path) -> None:
     draw = random.Random(count)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from weightguard.errors import UsageError
 
 if TYPE_CHECKING:
-    from weightguard.api.demo import Demo
+    from weightguard.api.demonstrating import Demo
     from weightguard.api.inspecting import Inspection
     from weightguard.api.repairing import Repair
     from weightguard.api.reporting import RoleChange
@@ -172,7 +172,7 @@ def verify(
 
 def demo(directory: str | Path, *, seed: int = 0, force: bool = False, progress: Progress = silent) -> Demo:
     """Attack, repair and controls on the lab model; checkpoints are left in `directory`."""
-    from weightguard.api.demo import run_demo
+    from weightguard.api.demonstrating import run_demo
 
     return run_demo(Path(directory), seed, force, progress)
 

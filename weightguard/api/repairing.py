@@ -126,14 +126,15 @@ def _configured(name: str, options: Mapping[str, Any], strength: str | float | N
 
 
 def _check_output(output: Output) -> None:
-    from weightguard.rewrite import check_target
-
-    if output.out is None and not output.dry_run:
-        raise UsageError("-o OUT is missing; or --dry-run for the plan alone")
-    if output.out is not None and not output.dry_run:
-        check_target(Path(output.out), output.force)
     if output.save_plan is not None:
         check_free(Path(output.save_plan), force=output.force)
+    if output.dry_run:
+        return
+    if output.out is None:
+        raise UsageError("-o OUT is missing; or --dry-run for the plan alone")
+    from weightguard.rewrite import check_target
+
+    check_target(Path(output.out), output.force)
 
 
 def _check_apart(output: Output, subject: Subject) -> None:

@@ -96,8 +96,8 @@ def _log(error: BaseException) -> str:
     try:
         with tempfile.NamedTemporaryFile("w", prefix="weightguard-", suffix=".log", delete=False) as file:
             traceback.print_exception(error, file=file)
-    except OSError:
-        return f"this, as no log could be written: {error}"
+    except OSError as failure:
+        return f"its traceback; no log could be written: {failure.strerror}"
     return file.name
 
 

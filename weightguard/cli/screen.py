@@ -14,7 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from weightguard.api import Applied, InputNorms, Verification
-    from weightguard.api.demo import Demo
+    from weightguard.api.demonstrating import Demo
     from weightguard.api.inspecting import Inspection
     from weightguard.api.repairing import Plan, Repair
     from weightguard.api.reporting import RoleChange

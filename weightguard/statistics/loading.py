@@ -45,16 +45,29 @@ def load_model(
     with quiet():
         try:
             kind = AutoModelForCausalLM._model_mapping[type(config)]
+            _check_size(checkpoint, kind, config)
             model, said = kind.from_pretrained(
                 path, config=config, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True,
                 ignore_mismatched_sizes=True, output_loading_info=True, **given,
             )  # fmt: skip
-        except MemoryError:
+        except (MemoryError, CheckpointError):
             raise
         except Exception as error:  # model classes trust their configs and fail in every way there is
             raise CheckpointError(f"{checkpoint.label}: transformers cannot load it: {_one_line(error)}") from error
     _check_loaded(checkpoint, kind.base_model_prefix, said)
     return model.to(_device(device)).eval()
+
+
+def _check_size(checkpoint: Checkpoint, kind: Any, config: Any) -> None:
+    """transformers makes room for what the config says before it looks at the files, however much that is."""
+    with torch.device("meta"):
+        wanted = sum(parameter.numel() for parameter in kind(config).parameters())
+    held = sum(info.numel for info in checkpoint.tensors.values())
+    if wanted > 2 * held + 1_000_000:  # twice: a head that the files leave out
+        raise CheckpointError(
+            f"{checkpoint.label}: config.json makes it a model of {wanted:,} parameters, the files hold {held:,}; "
+            f"the config belongs to another model"
+        )
 
 
 def _check_loaded(checkpoint: Checkpoint, prefix: str, said: Mapping[str, Any]) -> None:
