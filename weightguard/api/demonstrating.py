@@ -72,7 +72,7 @@ def run_demo(target: Path, seed: int, force: bool, progress: Progress) -> Demo:
     from weightguard.rewrite import Stage
 
     lab = Lab(seed)
-    with Stage(target, force=force) as stage:
+    with Stage(target, force=force or _is_demo(target)) as stage:
         here = stage.path
         shutil.copytree(lab.aligned(_training(progress)), here / "aligned")
         lab.merged(lab.attack_lora(0.1, _training(progress)), here / "attacked")
@@ -84,6 +84,12 @@ def run_demo(target: Path, seed: int, force: bool, progress: Progress) -> Demo:
         (here / "weightguard.json").write_bytes(strict_json.dump({"format": 1, "demo": demo.as_dict()}))
         stage.publish()
     return demo
+
+
+def _is_demo(target: Path) -> bool:
+    """An earlier demo is made again in its place; anything else there needs --force."""
+    said = target / "weightguard.json"
+    return said.is_file() and b'"demo"' in said.read_bytes()[:200]
 
 
 def _training(progress: Progress) -> Callable[[str, int, int, float], None]:

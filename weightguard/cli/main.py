@@ -20,6 +20,7 @@ from weightguard.cli.commands import cli
 from weightguard.errors import WeightguardError
 
 MAX_LINE = 4000
+_received: list[int] = []  # signals that came while this run was at work
 
 
 class _Terminated(BaseException):
@@ -28,9 +29,11 @@ class _Terminated(BaseException):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `weightguard` with `arguments` (default: the process's); returns the exit code (see `errors`)."""
+    _received.clear()
     try:
         with contextlib.suppress(ValueError):  # only the main thread may set a handler
             signal.signal(signal.SIGTERM, _terminate)
+            signal.signal(signal.SIGINT, _interrupt)
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # not our user's business
         _prepare_streams()
         # Not click's own main: it ends a broken pipe with exit code 1, which here means a failed gate.
@@ -53,18 +56,25 @@ def _prepare_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _received.append(number)
     raise _Terminated
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    _received.append(number)
+    raise KeyboardInterrupt
 
 
 def _ending(error: BaseException) -> int:
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
-    if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        return _say("interrupted; no unfinished output is left", 130)
-    if isinstance(error, _Terminated):
+    # A library may swallow the exception a signal became (a lazy import says "could not import"): the signal counts.
+    if isinstance(error, _Terminated) or signal.SIGTERM in _received:
         return _say("terminated; no unfinished output is left", 143)
+    if isinstance(error, (click.Abort, KeyboardInterrupt)) or signal.SIGINT in _received:
+        return _say("interrupted; no unfinished output is left", 130)
     if isinstance(error, click.ClickException):
         return _usage(error)
     if isinstance(error, WeightguardError):

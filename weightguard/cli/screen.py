@@ -86,6 +86,11 @@ def table(headings: list[str], rows: list[list[str]]) -> None:
         click.echo(click.style(line.rstrip(), bold=True) if number == 0 else line.rstrip())
 
 
+def _shown(path: object) -> str:
+    """A path on one line, whatever characters it has."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
+
+
 def _json(value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     try:
@@ -140,7 +145,7 @@ def show_statistics(found: InputNorms, out: str, form: str) -> None:
     data = found.facts["data"]
     click.echo(f"{len(found.sums)} linears, {found.tokens} tokens counted in {data['rows']} rows of {data['source']}")
     click.echo(f"tokens: {found.facts['tokens']}, template: {found.facts['template']}, dtype: {found.facts['dtype']}")
-    click.echo(f"wrote {out}")
+    click.echo(f"wrote {_shown(out)}")
 
 
 def show_repair(result: Repair, form: str) -> None:
@@ -162,7 +167,7 @@ def show_repair(result: Repair, form: str) -> None:
         click.echo(f"\ndry run, nothing was written; again by:\n  {report.command}")
         return
     _show_changes(report.changes)
-    click.echo(f"\nwrote {result.out}; again by:\n  {report.command}")
+    click.echo(f"\nwrote {_shown(result.out)}; again by:\n  {report.command}")
 
 
 def _repair_json(result: Repair) -> dict[str, Any]:
@@ -212,7 +217,7 @@ def show_apply(result: Applied, form: str) -> None:
         _json({"out": str(result.out), "manifest": result.manifest.data})
         return
     _show_changes(result.changes)
-    click.echo(f"\nwrote {result.out}")
+    click.echo(f"\nwrote {_shown(result.out)}")
 
 
 def show_verification(result: Verification, form: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from weightguard.checkpoint import front_matter
 from weightguard.rewrite.manifest import Manifest
 
+# A base named by a place on somebody's disk says nothing to a reader, and would change the card from machine to machine.
+_LOCAL_BASE = re.compile(r"""base_model:\s*["']?(?:[/~.]|[A-Za-z]:\\)""")
 _WORDS = {
     "delta": "entries of the fine-tuning update W_tuned - W_aligned went back to the aligned model's value",
     "weight": "entries of the weights were set to zero",
@@ -25,6 +28,7 @@ def model_card(manifest: Manifest, source: Path) -> bytes:
     """README.md of the output. The original card's front matter and text are kept below ours."""
     data = manifest.data
     _, front, body = front_matter(source)
+    front = "\n".join(line for line in front.splitlines() if not _LOCAL_BASE.match(line))
     total = totals(manifest)
     lines = [
         *(["---", front.strip("\n"), "---", ""] if front.strip() else []),

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from weightguard.checkpoint import Resolved, open_checkpoint
+from weightguard.errors import MismatchError
 from weightguard.plan import Plan
 from weightguard.rewrite import manifest as manifests
 from weightguard.rewrite.card import model_card
 from weightguard.rewrite.companions import check_companions, copy_companions, write_companion
 from weightguard.rewrite.manifest import Manifest
 from weightguard.rewrite.stage import Stage, check_space
-from weightguard.rewrite.stream import write_weights
+from weightguard.rewrite.stream import Written, write_weights
 from weightguard.rewrite.verify import verify_output
 from weightguard.weights import Sources
 
@@ -48,6 +49,7 @@ def rewrite(
     check_space(target.parent, total + SLACK)
     with Stage(target, force=options.force) as stage:
         written = write_weights(plan, sources, stage.path, counted(progress, "write", total))
+        _check_update(plan, written)
         others, notes = copy_companions(sources.model, stage.path)
         facts = {**facts, "notes": [*facts.get("notes", []), *notes]}
         manifest = manifests.build(plan, written, inputs, others, facts)
@@ -60,6 +62,16 @@ def rewrite(
             verify_output(output, manifest, counted(progress, "verify", total))
         stage.publish()
     return manifest
+
+
+def _check_update(plan: Plan, written: Written) -> None:
+    """A repair of an update that is nowhere would publish the input as repaired. Error: MismatchError."""
+    edited = [written.changes[name] for name in plan.edits]
+    if plan.needs_aligned and edited and not any(change.update_norm_before for change in edited):
+        raise MismatchError(
+            "the update is zero: model and aligned reference are the same in every tensor to be edited; "
+            "give the model that was fine-tuned, and as --aligned the one it was fine-tuned from"
+        )
 
 
 def counted(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
