@@ -135,6 +135,18 @@ CASES: dict[str, tuple[Callable[[Any], object], list[str], int, str]] = {
         4,
         "stats: exists; give another name or --force",
     ),
+    "statistics over a file of the model, forced": (
+        nothing,
+        ["stats", "tuned", "--data", "harmful.jsonl", "-o", "tuned/config.json", "--force"],
+        2,
+        APART.format("tuned/config.json", "lies in", "tuned"),
+    ),
+    "a plan over a file of the model, forced": (
+        nothing,
+        [*M, "--dry-run", "--save-plan", "tuned/model.safetensors", "--force"],
+        2,
+        APART.format("tuned/model.safetensors", "lies in", "tuned").replace("-o", "--save-plan"),
+    ),
     "statistics below a file": (
         nothing,
         ["stats", "tuned", "--data", "harmful.jsonl", "-o", "stats/x"],

@@ -65,6 +65,10 @@ def stats(
         check_free(Path(out), force=force)
     running = Running(device, dtype, threads, max_length)
     subject = open_subject(str(model), offline=offline, search=False)
+    if out is not None:
+        from weightguard.rewrite import check_apart
+
+        check_apart(Path(out), subject.inputs)
     found, _ = encoded(subject, data, "harmful", tokens, limit, running)
     norms = collect(subject, found, running, progress)
     if out is not None:

@@ -142,6 +142,8 @@ def _check_apart(output: Output, subject: Subject) -> None:
 
     if output.out is not None and not output.dry_run:
         check_apart(Path(output.out), subject.inputs)
+    if output.save_plan is not None:
+        check_apart(Path(output.save_plan), subject.inputs, "--save-plan")
 
 
 def _fallback_note(method: Any, subject: Subject, options: Mapping[str, Any]) -> tuple[str, ...]:

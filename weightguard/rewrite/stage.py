@@ -142,14 +142,14 @@ def check_target(target: Path, force: bool) -> None:
         raise OutputError(f"{target}: has no weightguard.json; --force replaces only what weightguard wrote")
 
 
-def check_apart(target: Path, inputs: Iterable[Path]) -> None:
+def check_apart(target: Path, inputs: Iterable[Path], flag: str = "-o") -> None:
     """Refuse a target that is an input, lies in one or holds one: an input is never changed. Error: UsageError."""
     place = Path(os.path.realpath(target))
     for path in inputs:
         found = Path(os.path.realpath(path))
         if place == found or place in found.parents or found in place.parents:
             how = "is" if place == found else "holds" if place in found.parents else "lies in"
-            raise UsageError(f"-o {target}: {how} the input {path}; give a place apart from it")
+            raise UsageError(f"{flag} {target}: {how} the input {path}; give a place apart from it")
 
 
 def _locked(path: Path) -> int:
