@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -190,3 +191,9 @@ def _save_adapter(directory: Path, base: Path, dtype: str | None, name: str, set
             parameter.data = parameter.data.to(getattr(torch, dtype)) if ".lora_" in part else parameter.data
     model.save_pretrained(directory)
     return directory if name == "default" else directory / name
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A suite started as a shell's background job inherits an ignored SIGINT, and so would every process it tests."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

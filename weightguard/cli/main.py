@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with contextlib.suppress(ValueError):  # only the main thread may set a handler
             signal.signal(signal.SIGTERM, _terminate)
-            signal.signal(signal.SIGINT, _interrupt)
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background job ignores ^C
+                signal.signal(signal.SIGINT, _interrupt)
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # not our user's business
         _prepare_streams()
         # Not click's own main: it ends a broken pipe with exit code 1, which here means a failed gate.
