@@ -127,7 +127,7 @@ def thread_rows(case: Case, rounds: int) -> list[dict]:
         ops.select_apply(case.edited, choice, None, measure=False)
         torch.set_num_threads(1)
 
-    works = {(group, threads): lambda c=Choice(group, k, case.norms), t=threads: on(t, c)
+    works = {(group, threads): partial(on, threads, Choice(group, k, case.norms))
              for group, k in case.count.items() for threads in (1, 2)}  # fmt: skip
     found = timer.best(works, rounds, case.fresh)
     kernels = timer.implementations()[0]
