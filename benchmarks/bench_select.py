@@ -99,7 +99,7 @@ def select_rows(case: Case, rounds: int) -> list[dict]:
             floor,
             "memcpy",
             LIMITS[name][place] if name in LIMITS and kernels == best_kernels else None,
-        )  # fmt: skip
+        )
         for (name, kernels), timing in found.items()
         if kernels
     ]
