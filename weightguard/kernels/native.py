@@ -23,6 +23,7 @@ ISAS = {"": 0, "portable": 1, "avx2": 2, "avx512": 3}
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NOT_FINITE, NO_MEMORY = 1, -1
 _I32, _I64, _PTR = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+ARGUMENTS = (_PTR, _I64, _I32, _I32, _I32)  # of wg_finite
 
 
 class _Matrix(ctypes.Structure):
@@ -66,7 +67,7 @@ class _Squares(ctypes.Structure):
     )
 
 
-def library() -> ctypes.CDLL | None:
+def compiled() -> ctypes.CDLL | None:
     """The loaded kernels, or None where the torch reference runs. Error: SystemFailure when they were demanded."""
     wanted = os.environ.get("WEIGHTGUARD_NATIVE", "")
     if wanted not in ("", "0", "1"):
@@ -81,7 +82,7 @@ def library() -> ctypes.CDLL | None:
 
 def status() -> str:
     """One line for people: which implementation runs, and why."""
-    if library() is None:
+    if compiled() is None:
         off = os.environ.get("WEIGHTGUARD_NATIVE") == "0"
         return f"torch reference ({'WEIGHTGUARD_NATIVE=0' if off else _load()[1]})"
     return f"compiled kernels, {available()[-1] if isa() == 0 else os.environ['WEIGHTGUARD_ISA']}"
@@ -89,7 +90,7 @@ def status() -> str:
 
 def available() -> tuple[str, ...]:
     """Instruction sets that the compiled kernels can use on this machine, the best one last."""
-    loaded = library()
+    loaded = compiled()
     return () if loaded is None else tuple(ISAS)[1 : loaded.wg_best_isa() + 1]
 
 
@@ -115,7 +116,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"{found[0].name} does not load ({error})"
     if loaded.wg_abi() != ABI:
         return None, f"{found[0].name} was built from other sources; install the package again"
-    loaded.wg_finite.argtypes = (_PTR, _I64, _I32, _I32, _I32)
+    loaded.wg_finite.argtypes = ARGUMENTS
     return loaded, ""
 
 
@@ -124,7 +125,7 @@ def takes(*tensors: torch.Tensor | None) -> bool:
     no entry shared."""
     given = [t for t in tensors if t is not None]
     fit = all(t.dtype == given[0].dtype and t.dtype in DTYPES and t.is_cpu and not _overlaps(t) for t in given)
-    return fit and library() is not None
+    return fit and compiled() is not None
 
 
 def _overlaps(tensor: torch.Tensor) -> bool:
@@ -176,7 +177,7 @@ def square_sums(rows: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
 
 def is_finite(tensor: torch.Tensor) -> bool:
     """See ops.is_finite; a contiguous tensor."""
-    loaded = library()
+    loaded = compiled()
     assert loaded is not None
     kind, threads = DTYPES[tensor.dtype], torch.get_num_threads()
     return _finished("wg_finite", loaded.wg_finite(_pointer(tensor), tensor.numel(), kind, threads, isa()))
@@ -194,7 +195,7 @@ def _pointer(tensor: torch.Tensor | None) -> int | None:
 
 
 def _run(name: str, call: ctypes.Structure) -> bool:
-    loaded = library()
+    loaded = compiled()
     assert loaded is not None
     call.threads, call.isa = torch.get_num_threads(), isa()
     return _finished(name, getattr(loaded, name)(ctypes.byref(call)))

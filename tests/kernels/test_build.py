@@ -1,0 +1,30 @@
+"""The C++ core under the address and undefined-behaviour sanitizers, over the cases of test_select.py."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "cpp_ext" / "cpu").glob("*.cpp"))
+FLAGS = ("-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+         "-pthread", "-fPIC", "-shared")  # fmt: skip
+
+
+@pytest.mark.full
+def test_no_read_or_write_out_of_bounds_and_nothing_undefined(tmp_path: Path) -> None:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++ to build the sanitized kernels with")
+    library = tmp_path / "sanitized.so"
+    subprocess.run([compiler, *FLAGS, *map(str, SOURCES), "-o", str(library)], check=True)
+    runtime = subprocess.run([compiler, "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
+    environment = os.environ | {"LD_PRELOAD": runtime.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+    script = Path(__file__).with_name("test_select.py")
+    run = subprocess.run([sys.executable, str(script), str(library)], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]

@@ -1,0 +1,147 @@
+"""Row sums, column sums of squares, pair statistics, thresholds and the finite check."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import product
+from math import fsum, sqrt
+
+import numpy
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weightguard.kernels import native, ops, reference
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(params=("reference", "portable", "avx2", "avx512"))
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each implementation that this machine has, behind ops."""
+    if request.param == "reference":
+        monkeypatch.setenv("WEIGHTGUARD_NATIVE", "0")
+        return request.param
+    if native.compiled() is None:
+        pytest.skip(f"no compiled kernels: {native.status()}")
+    if request.param not in native.available():
+        pytest.skip(f"this machine has {', '.join(native.available())}")
+    monkeypatch.setenv("WEIGHTGUARD_ISA", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("columns", (0, 1, 31, 32, 33, 64, 1000))
+def test_row_sums_of_whole_numbers_are_exact(columns: int) -> None:
+    values = torch.arange(3 * columns, dtype=torch.float64).view(3, columns)
+    assert torch.equal(reference.row_sums(values), values.sum(1))
+
+
+def test_row_sums_add_columns_to_lanes_and_fold_the_lanes() -> None:
+    values = torch.rand(2, 77, dtype=torch.float64) * torch.logspace(-9, 9, 77, dtype=torch.float64)
+    for row, total in zip(values.tolist(), reference.row_sums(values).tolist(), strict=True):
+        lanes = [0.0] * 32
+        for column, value in enumerate(row):
+            lanes[column % 32] += value
+        while len(lanes) > 1:
+            half = len(lanes) // 2
+            lanes = [a + b for a, b in zip(lanes[:half], lanes[half:], strict=True)]
+        assert total == lanes[0]
+        assert abs(total - fsum(row)) <= 1e-14 * fsum(row)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 2**31 - 2), min_size=1, max_size=60), st.data())
+def test_threshold_splits_exactly(keys: list[int], data: st.DataObject) -> None:
+    keys = [key if data.draw(st.booleans()) else keys[0] for key in keys]
+    k = data.draw(st.integers(1, len(keys)))
+    value, ties = reference.threshold(lambda: torch.tensor(keys, dtype=torch.int32).split(7), k)
+    above = sum(key > value for key in keys)
+    assert value == sorted(keys, reverse=True)[k - 1]
+    assert above + ties == k and 1 <= ties <= keys.count(value)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_square_sums_against_float64(dtype: torch.dtype, implementation: str) -> None:
+    for positions, columns in product((0, 1, 4, 67), (1, 16, 33, 600)):
+        inputs = torch.randn(2, positions, columns).to(dtype)
+        counted = torch.rand(2, positions) < 0.7
+        expected = (inputs.double() ** 2)[counted].sum(0)
+        for given_ in (inputs, laid_wide(inputs)):
+            found = ops.square_sums(given_, counted)
+            assert found.dtype == torch.float64
+            assert torch.allclose(found, expected, rtol=1e-12, atol=0)
+
+
+def laid_wide(inputs: torch.Tensor) -> torch.Tensor:
+    """A slice of a wider tensor: rows further apart than they are long."""
+    wide = torch.zeros(*inputs.shape[:-1], inputs.shape[-1] + 3, dtype=inputs.dtype)
+    wide[..., 1:-2] = inputs
+    return wide[..., 1:-2]
+
+
+def test_square_sums_do_not_depend_on_threads(implementation: str) -> None:
+    inputs, counted = torch.randn(1, 300, 2000).bfloat16(), torch.ones(1, 300)
+    one = ops.square_sums(inputs, counted.bool())
+    torch.set_num_threads(2)
+    assert torch.equal(ops.square_sums(inputs, counted.bool()), one)
+
+
+def test_square_sums_of_the_wrong_mask_is_an_error() -> None:
+    with pytest.raises(ValueError):
+        ops.square_sums(torch.ones(2, 3, 4), torch.ones(2, 2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("dtype", (*DTYPES, torch.float64), ids=str)
+def test_is_finite(dtype: torch.dtype, implementation: str) -> None:
+    for shape in ((0,), (1,), (3, 5), (2, 3, 700), (600, 500)):
+        good = torch.full(shape, -torch.finfo(dtype).max, dtype=dtype)
+        assert ops.is_finite(good)
+        for bad in (float("nan"), float("inf"), -float("inf")) if good.numel() else ():
+            for place in (0, good.numel() // 2, -1):
+                damaged = good.clone()
+                damaged.view(-1)[place] = bad
+                assert not ops.is_finite(damaged)
+                assert damaged.dim() < 2 or not ops.is_finite(damaged.transpose(0, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_pair_statistics_are_the_reference_and_right(dtype: torch.dtype, implementation: str) -> None:
+    for rows, columns in ((0, 3), (1, 1), (3, 17), (5, 64), (40, 1000)):
+        a = torch.randn(rows, columns).to(dtype)
+        b = torch.where(torch.rand(rows, columns) < 0.5, a, torch.randn(rows, columns).to(dtype))
+        found = ops.pair_statistics(a, b)
+        assert found == reference.pair_statistics(a, b)
+        assert found == ops.pair_statistics(a.T.contiguous().T, b)
+        x, y = a.double().numpy(), b.double().numpy()
+        d = x - y
+        expected = ((x * x).sum(), (y * y).sum(), (x * y).sum(), (d * d).sum(), (d**4).sum())
+        sums = (found.aa, found.bb, found.ab, found.dd, found.d4)
+        scale = (expected[0], expected[1], sqrt(expected[0] * expected[1]), expected[3], expected[4])
+        assert all(abs(s - e) <= 1e-12 * size for s, e, size in zip(sums, expected, scale, strict=True))
+        assert found.largest == numpy.abs(d).max(initial=0) and found.changed == (x != y).sum() and found.finite
+
+
+def test_pair_statistics_of_any_shape(implementation: str) -> None:
+    one = ops.pair_statistics(torch.tensor(3.0), torch.tensor(1.0))
+    assert (one.aa, one.bb, one.ab, one.dd, one.d4, one.largest, one.changed) == (9, 1, 3, 4, 16, 2, 1)
+    assert ops.pair_statistics(torch.ones(2, 3, 4), torch.ones(2, 3, 4)).aa == 24
+    with pytest.raises(ValueError):
+        ops.pair_statistics(torch.ones(2), torch.ones(3))
+
+
+@pytest.mark.parametrize("side", (0, 1))
+def test_pair_statistics_report_what_is_not_finite(side: int, implementation: str) -> None:
+    pair = [torch.randn(4, 50), torch.randn(4, 50)]
+    for bad in (float("nan"), float("inf")):
+        pair[side][2, 49] = bad
+        assert not ops.pair_statistics(*pair).finite
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=70))
+def test_pair_sums_are_within_a_rounding_of_the_exact_ones(entries: list[float]) -> None:
+    a = torch.tensor([entries])
+    found = ops.pair_statistics(a, torch.zeros_like(a))
+    exact = sum(Fraction(value) ** 2 for value in a[0].tolist())
+    assert abs(Fraction(found.aa) - exact) <= exact * Fraction(1, 10**14) and found.aa == found.dd
