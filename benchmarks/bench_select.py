@@ -120,21 +120,26 @@ def torch_rows(case: Case, rows: list[dict]) -> list[dict]:
 
 
 def thread_rows(case: Case, rounds: int) -> list[dict]:
-    """Wall time of two threads over that of one."""
+    """Wall time of two threads over that of one, and what a copy gains from two."""
 
     def on(threads: int, choice: Choice):
         torch.set_num_threads(threads)
         ops.select_apply(case.edited, choice, None, measure=False)
         torch.set_num_threads(1)
 
-    works = {(group, threads): partial(on, threads, Choice(group, k, case.norms))
-             for group, k in case.count.items() for threads in (1, 2)}  # fmt: skip
+    works: dict[tuple[str, int], timer.Work] = {
+        ("memcpy", 1): lambda: timer.copy(case.edited, case.weights),
+        ("memcpy", 2): lambda: timer.copy_by_two(case.edited, case.weights),
+    }
+    for group, k in case.count.items():
+        for threads in (1, 2):
+            works[f"{group} zero", threads] = partial(on, threads, Choice(group, k, case.norms))
     found = timer.best(works, rounds, case.fresh)
-    kernels = timer.implementations()[0]
+    best_kernels = timer.implementations()[0]
     return [
-        timer.row(f"{group} zero, two threads, wall", kernels, found[group, 2].wall, found[group, 1].wall,
-                  "one thread, wall", 1 / 1.7)
-        for group in case.count
+        timer.row(f"{name}, two threads, wall", best_kernels, found[name, 2].wall, found[name, 1].wall,
+                  "one thread, wall", None if name == "memcpy" else 1 / 1.7)
+        for name, threads in found if threads == 1
     ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import torch
 
@@ -53,6 +54,16 @@ def copy(to: torch.Tensor, source: torch.Tensor) -> None:
     _C.memcpy(to.data_ptr(), source.data_ptr(), source.numel() * source.element_size())
 
 
+def copy_by_two(to: torch.Tensor, source: torch.Tensor) -> None:
+    """The same by two threads, half each: what two threads can gain where the memory is the limit."""
+    halves = zip(to.flatten().chunk(2), source.flatten().chunk(2), strict=True)
+    threads = [Thread(target=copy, args=half) for half in halves]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def read_both(a: torch.Tensor, b: torch.Tensor) -> None:
     """memcmp of two equal tensors, which reads all of both: the floor of what compares."""
     assert _C.memcmp(a.data_ptr(), b.data_ptr(), a.numel() * a.element_size()) == 0
@@ -60,7 +71,8 @@ def read_both(a: torch.Tensor, b: torch.Tensor) -> None:
 
 def extra_memory(work: Work) -> int:
     """Bytes by which the resident memory of this process peaks above where it stood."""
-    work()  # what is loaded or kept at the first call is no part of it
+    work()  # what is loaded at the first call is no part of it; what malloc keeps for the next is given back
+    _C.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     start = _status("VmRSS")
     work()

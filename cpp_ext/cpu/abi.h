@@ -21,8 +21,8 @@ struct WgMatrix {
     int64_t row_stride, column_stride;
 };
 
-// Take k entries of every row (by_row) or of the matrix by the key fp32(|x|)·norm, less the spare_k highest by the spare
-// norms, and write the aligned value, or zero where `aligned.data` is null, over them. x is W, or W − W_aligned.
+// Take k entries of every row (by_row) or of the matrix by the key fp32(|x|)·norm, less the spare_k highest by the
+// spare norms, and write the aligned value, or zero where `aligned.data` is null, over them. x is W, or W − W_aligned.
 struct WgSelect {
     WgMatrix weights, aligned;
     int64_t rows, columns;

@@ -42,9 +42,7 @@ int32_t guarded(bool sound, int32_t isa, Work work) {
 
 int32_t wg_abi() { return WG_ABI; }
 
-int32_t wg_best_isa() {
-    return wg::table_of(WG_AVX512) ? WG_AVX512 : wg::table_of(WG_AVX2) ? WG_AVX2 : WG_PORTABLE;
-}
+int32_t wg_best_isa() { return wg::table_of(WG_AVX512) ? WG_AVX512 : wg::table_of(WG_AVX2) ? WG_AVX2 : WG_PORTABLE; }
 
 int32_t wg_select(WgSelect* c) {
     const int64_t group = c->by_row ? c->columns : c->rows * c->columns;
@@ -61,5 +59,6 @@ int32_t wg_squares(WgSquares* c) {
 }
 
 int32_t wg_finite(const void* data, int64_t count, int32_t dtype, int32_t threads, int32_t isa) {
-    return wg::guarded(wg::known(dtype), isa, [&](const wg::Table& table) { return wg::finite(data, count, dtype, threads, table); });
+    return wg::guarded(wg::known(dtype), isa,
+                       [&](const wg::Table& table) { return wg::finite(data, count, dtype, threads, table); });
 }

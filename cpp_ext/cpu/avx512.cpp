@@ -43,7 +43,8 @@ struct F16x : Natural {
     static constexpr int64_t SIZE = 2;
     WG_INLINE Raw load(const char* p) { return {_mm512_loadu_si512(p), _mm512_setzero_si512()}; }
     WG_INLINE Floats floats(Raw r) {
-        return {_mm512_cvtph_ps(_mm512_castsi512_si256(r.first)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64(r.first, 1))};
+        return {_mm512_cvtph_ps(_mm512_castsi512_si256(r.first)),
+                _mm512_cvtph_ps(_mm512_extracti64x4_epi64(r.first, 1))};
     }
     WG_INLINE void put(char* p, Raw w, Raw origin, __mmask16 first, __mmask16 second) {
         _mm512_storeu_si512(p, _mm512_mask_mov_epi16(w.first, _mm512_kunpackw(second, first), origin.first));
@@ -76,7 +77,9 @@ struct Keys {
     __m512i first, second;
 };
 
-WG_INLINE Keys keys_of(Floats x, __m512 norm0, __m512 norm1) { return {key_of(x.first, norm0), key_of(x.second, norm1)}; }
+WG_INLINE Keys keys_of(Floats x, __m512 norm0, __m512 norm1) {
+    return {key_of(x.first, norm0), key_of(x.second, norm1)};
+}
 
 template <class T, bool DELTA>
 WG_INLINE Floats scored(const Groups& g, int row, int64_t group) {
@@ -120,7 +123,8 @@ WG_INLINE void collect_rows(const Groups& g, Band* bands) {
         for (int r = 0; r < N; ++r) {
             const Keys keys = keys_of(scored<T, DELTA>(g, r, i), norm0, norm1);
             fetch<T, DELTA>(g, r, i);
-            const __mmask16 m0 = _mm512_cmpge_epi32_mask(keys.first, low[r]), m1 = _mm512_cmpge_epi32_mask(keys.second, low[r]);
+            const __mmask16 m0 = _mm512_cmpge_epi32_mask(keys.first, low[r]),
+                            m1 = _mm512_cmpge_epi32_mask(keys.second, low[r]);
             const __mmask16 in0 = _mm512_mask_cmplt_epi32_mask(m0, keys.first, high[r]);
             const __mmask16 in1 = _mm512_mask_cmplt_epi32_mask(m1, keys.second, high[r]);
             _mm512_storeu_si512(out[r], _mm512_maskz_compress_epi32(in0, keys.first));
@@ -211,7 +215,8 @@ WG_INLINE void take_rows(const Groups& g, const Edges* edges, bool always, Taken
             const Keys keys = keys_of(x, norm0, norm1);
             fetch<T, DELTA>(g, r, i);
             largest = _mm512_max_epu32(largest, _mm512_max_epu32(keys.first, keys.second));
-            __mmask16 m0 = _mm512_cmpge_epi32_mask(keys.first, take0[r]), m1 = _mm512_cmpge_epi32_mask(keys.second, take1[r]);
+            __mmask16 m0 = _mm512_cmpge_epi32_mask(keys.first, take0[r]),
+                      m1 = _mm512_cmpge_epi32_mask(keys.second, take1[r]);
             if (CAREFUL) {
                 const float* norms = g.spare_norms + i * LANES;
                 const Keys spare = keys_of(x, _mm512_loadu_ps(norms), _mm512_loadu_ps(norms + 16));
@@ -241,7 +246,8 @@ template <class T, bool DELTA, bool MEASURED, bool CAREFUL>
 WG_TARGET void take(const Groups& g, const Edges* edges, bool always, Taken* out) {
     constexpr int N = MEASURED ? (DELTA ? 1 : 2) : ROWS;
     int r = 0;
-    for (; r + N <= g.rows; r += N) take_rows<T, DELTA, MEASURED, CAREFUL, N>(rows_from(g, r), edges + r, always, out + r);
+    for (; r + N <= g.rows; r += N)
+        take_rows<T, DELTA, MEASURED, CAREFUL, N>(rows_from(g, r), edges + r, always, out + r);
     for (; r < g.rows; ++r) take_rows<T, DELTA, MEASURED, CAREFUL, 1>(rows_from(g, r), edges + r, always, out + r);
 }
 
@@ -257,7 +263,8 @@ WG_INLINE void unpacked(Natural, __mmask32 mask, __mmask16& first, __mmask16& se
 }
 
 template <class T, int N>
-WG_INLINE void collect_levels(const Groups& g, const uint16_t* low, const uint16_t* high, Band* bands, uint32_t& largest) {
+WG_INLINE void collect_levels(const Groups& g, const uint16_t* low, const uint16_t* high, Band* bands,
+                              uint32_t& largest) {
     const __m512i magnitude = _mm512_set1_epi16(0x7FFF);
     __m512i most = _mm512_setzero_si512();
     int64_t above[N] = {};
@@ -268,7 +275,8 @@ WG_INLINE void collect_levels(const Groups& g, const uint16_t* low, const uint16
             const __m512i size = _mm512_and_si512(raw.first, magnitude);
             fetch<T, false>(g, r, i);
             most = _mm512_max_epu16(most, size);
-            const __mmask32 over = _mm512_cmpge_epu16_mask(size, highs), in = _mm512_cmpge_epu16_mask(size, lows) & ~over;
+            const __mmask32 over = _mm512_cmpge_epu16_mask(size, highs),
+                            in = _mm512_cmpge_epu16_mask(size, lows) & ~over;
             above[r] += __builtin_popcount(over);
             if (!in) continue;
             const float* norms = g.norms + i * LANES;
@@ -282,13 +290,15 @@ WG_INLINE void collect_levels(const Groups& g, const uint16_t* low, const uint16
         }
     }
     for (int r = 0; r < N; ++r) bands[r].above += above[r];
-    const __m512i wide = _mm512_max_epu32(_mm512_and_si512(most, _mm512_set1_epi32(0xFFFF)), _mm512_srli_epi32(most, 16));
+    const __m512i wide =
+        _mm512_max_epu32(_mm512_and_si512(most, _mm512_set1_epi32(0xFFFF)), _mm512_srli_epi32(most, 16));
     const uint32_t found = _mm512_reduce_max_epu32(wide);
     if (found > largest) largest = found;
 }
 
 template <class T>
-WG_TARGET void collect_leveled(const Groups& g, const uint16_t* low, const uint16_t* high, Band* bands, uint32_t& largest) {
+WG_TARGET void collect_leveled(const Groups& g, const uint16_t* low, const uint16_t* high, Band* bands,
+                               uint32_t& largest) {
     if (g.rows == ROWS) return collect_levels<T, ROWS>(rows_from(g, 0), low, high, bands, largest);
     for (int r = 0; r < g.rows; ++r) collect_levels<T, 1>(rows_from(g, r), low, high, bands + r, largest);
 }
@@ -330,12 +340,16 @@ WG_TARGET void take_leveled(const Groups& g, const uint16_t* low, const uint16_t
     constexpr int N = MEASURED ? 2 : ROWS;
     int r = 0;
     for (; r + N <= g.rows; r += N) {
-        if (high) take_levels<T, MEASURED, true, N>(rows_from(g, r), low, high, always, out + r);
-        else take_levels<T, MEASURED, false, N>(rows_from(g, r), low, high, always, out + r);
+        if (high)
+            take_levels<T, MEASURED, true, N>(rows_from(g, r), low, high, always, out + r);
+        else
+            take_levels<T, MEASURED, false, N>(rows_from(g, r), low, high, always, out + r);
     }
     for (; r < g.rows; ++r) {
-        if (high) take_levels<T, MEASURED, true, 1>(rows_from(g, r), low, high, always, out + r);
-        else take_levels<T, MEASURED, false, 1>(rows_from(g, r), low, high, always, out + r);
+        if (high)
+            take_levels<T, MEASURED, true, 1>(rows_from(g, r), low, high, always, out + r);
+        else
+            take_levels<T, MEASURED, false, 1>(rows_from(g, r), low, high, always, out + r);
     }
 }
 
@@ -366,12 +380,14 @@ WG_INLINE void add_pair(__m512 a, __m512 b, PairSums& s) {
 
 template <class T>
 WG_TARGET void pair(const char* left, const char* right, int64_t groups, PairLanes& out) {
-    PairSums s = {Lanes::load(out.aa), Lanes::load(out.bb), Lanes::load(out.ab), Lanes::load(out.dd), Lanes::load(out.d4),
-                  _mm512_loadu_pd(out.largest)};
+    PairSums s = {Lanes::load(out.aa), Lanes::load(out.bb), Lanes::load(out.ab),
+                  Lanes::load(out.dd), Lanes::load(out.d4), _mm512_loadu_pd(out.largest)};
     int64_t changed = 0;
     for (int64_t i = 0; i < groups; ++i) {
-        const Floats a = T::floats(T::load(left + i * LANES * T::SIZE)), b = T::floats(T::load(right + i * LANES * T::SIZE));
-        const __mmask16 c0 = _mm512_cmp_ps_mask(a.first, b.first, _CMP_NEQ_UQ), c1 = _mm512_cmp_ps_mask(a.second, b.second, _CMP_NEQ_UQ);
+        const Floats a = T::floats(T::load(left + i * LANES * T::SIZE)),
+                     b = T::floats(T::load(right + i * LANES * T::SIZE));
+        const __mmask16 c0 = _mm512_cmp_ps_mask(a.first, b.first, _CMP_NEQ_UQ),
+                        c1 = _mm512_cmp_ps_mask(a.second, b.second, _CMP_NEQ_UQ);
         changed += __builtin_popcount(_mm512_kunpackw(c1, c0));
         add_pair<0>(a.first, b.first, s);
         add_pair<1>(a.second, b.second, s);
@@ -395,7 +411,8 @@ WG_TARGET int64_t reaching(const int32_t* keys, int64_t count, int32_t low) {
     }
     for (; j < count; j += 16) {
         const __mmask16 valid = __mmask16(count - j < 16 ? (1u << (count - j)) - 1 : 0xFFFF);
-        found += __builtin_popcount(_mm512_mask_cmpge_epi32_mask(valid, _mm512_maskz_loadu_epi32(valid, keys + j), lows));
+        found +=
+            __builtin_popcount(_mm512_mask_cmpge_epi32_mask(valid, _mm512_maskz_loadu_epi32(valid, keys + j), lows));
     }
     return found;
 }
@@ -432,7 +449,8 @@ extern const Table avx512_table = {
      {hand_scored<BF16x, false>(), hand_scored<BF16x, true>()},
      {hand_scored<F16x, false>(), hand_scored<F16x, true>()}},
     {{}, hand_leveled<BF16x, by_compiler::BF16>(), hand_leveled<F16x, by_compiler::F16>()},
-    {hand_plain<F32x, by_compiler::F32>(), hand_plain<BF16x, by_compiler::BF16>(), hand_plain<F16x, by_compiler::F16>()},
+    {hand_plain<F32x, by_compiler::F32>(), hand_plain<BF16x, by_compiler::BF16>(),
+     hand_plain<F16x, by_compiler::F16>()},
     reaching,
 };
 

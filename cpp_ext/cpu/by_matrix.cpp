@@ -1,6 +1,6 @@
-// Exactly k keys of the whole matrix: a sample from all rows brackets the edge, one reading pass counts what lies above the
-// bracket and keeps what lies inside (about one in a hundred), the edge is found among those, one writing pass applies it.
-// A bracket that misses, or holds too many, costs another pass, never a wrong entry.
+// Exactly k keys of the whole matrix: a sample from all rows brackets the edge, one reading pass counts what lies above
+// the bracket and keeps what lies inside (about one in a hundred), the edge is found among those, one writing pass
+// applies it. A bracket that misses, or holds too many, costs another pass, never a wrong entry.
 #include "writer.h"
 
 namespace wg {
@@ -72,7 +72,9 @@ private:
         for (int64_t block = 0; block < job_.blocks; block += stride) add_sample(block, each, groups, sample);
         const int64_t real = int64_t(sample.size()) / LANES * std::min<int64_t>(LANES, job_.call.columns);
         const double share = double(k_) / double(job_.entries()), centre = share * double(real);
-        const auto found = [&](int32_t value) { return job_.table.reaching(sample.data(), int64_t(sample.size()), value); };
+        const auto found = [&](int32_t value) {
+            return job_.table.reaching(sample.data(), int64_t(sample.size()), value);
+        };
         low = high = 0;
         bracket(found, real, {centre, 6 * std::sqrt(centre * (1 - share)) + 6}, low, high);
     }
@@ -84,7 +86,8 @@ private:
         each_rows(job_, w, block, [&](int64_t row) {
             for (int r = 0; r < w.rows.count(); ++r) {
                 for (int64_t i = 0; i < take; ++i)
-                    which[size_t(i)] = int64_t((double(i) + jitter(uint64_t((row + r) * take + i))) * double(groups) / double(take));
+                    which[size_t(i)] =
+                        int64_t((double(i) + jitter(uint64_t((row + r) * take + i))) * double(groups) / double(take));
                 sample.resize(sample.size() + size_t(take * LANES));
                 w.rows.sample(r, norms_, which.data(), take, sample.data() + sample.size() - take * LANES);
             }
@@ -95,10 +98,14 @@ private:
     Counted enclose(int32_t& low, int32_t& high) {
         for (;;) {
             const Counted found = scan(low, high);
-            if (found.above >= k_ && high < INFINITE) low = high, high = INFINITE;
-            else if (found.above + found.inside < k_ && low > 1) high = low, low = 1;
-            else if (found.above >= k_ || found.above + found.inside < k_ || found.kept || high - low == 1) return found;
-            else bin(low, high, k_ - found.above);
+            if (found.above >= k_ && high < INFINITE)
+                low = high, high = INFINITE;
+            else if (found.above + found.inside < k_ && low > 1)
+                high = low, low = 1;
+            else if (found.above >= k_ || found.above + found.inside < k_ || found.kept || high - low == 1)
+                return found;
+            else
+                bin(low, high, k_ - found.above);
         }
     }
 
@@ -112,8 +119,10 @@ private:
             each_rows(job_, w, block, [&](int64_t) {
                 Band bands[ROWS];
                 for (int r = 0; r < w.rows.count(); ++r) bands[r] = w.band(r, low, high);
-                if (leveled_) w.rows.collect_leveled(norms_, lows.data(), highs.data(), bands, t.largest);
-                else w.rows.collect(norms_, bands);
+                if (leveled_)
+                    w.rows.collect_leveled(norms_, lows.data(), highs.data(), bands, t.largest);
+                else
+                    w.rows.collect(norms_, bands);
                 for (int r = 0; r < w.rows.count(); ++r) keep(bands[r], thread, t, kept_[size_t(block)]);
             });
         });
@@ -187,7 +196,8 @@ private:
 
     template <class Body>
     void each_block(Body body) {
-        parallel(job_.threads, job_.blocks, [&](int64_t block, int thread) { body(block, thread, workers_[size_t(thread)]); });
+        parallel(job_.threads, job_.blocks,
+                 [&](int64_t block, int thread) { body(block, thread, workers_[size_t(thread)]); });
     }
 
     int64_t reaching(int32_t value) const {
@@ -202,7 +212,8 @@ private:
         if (kept) {
             for (size_t b = 0; b < equal.size(); ++b) {
                 const int32_t* keys = stores_[size_t(kept_[b].thread)].get() + kept_[b].begin;
-                equal[b] = job_.table.reaching(keys, kept_[b].inside, value) - job_.table.reaching(keys, kept_[b].inside, value + 1);
+                equal[b] = job_.table.reaching(keys, kept_[b].inside, value) -
+                           job_.table.reaching(keys, kept_[b].inside, value + 1);
             }
         } else {
             each_block([&](int64_t block, int, Worker& w) {

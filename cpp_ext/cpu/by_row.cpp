@@ -1,6 +1,6 @@
-// Exactly k keys of every row: a few hundred sampled keys bracket the row's edge, one pass over the row (which is in the
-// cache) counts what lies above the bracket and collects what lies inside, the edge is found among those, a second pass
-// writes. A bracket that misses costs another pass, never a wrong entry.
+// Exactly k keys of every row: a few hundred sampled keys bracket the row's edge, one pass over the row (which is in
+// the cache) counts what lies above the bracket and collects what lies inside, the edge is found among those, a second
+// pass writes. A bracket that misses costs another pass, never a wrong entry.
 #include "writer.h"
 
 namespace wg {
@@ -12,7 +12,8 @@ constexpr int64_t ROW_SAMPLE = 16;   // groups of a row that guess its edge
 class RowSearch {
 public:
     RowSearch(const Job& job, const Columns& columns, int64_t k) : job_(job), norms_(columns.norms()), k_(k) {
-        const int64_t n = job.call.columns, whole = n / LANES, groups = n >= SMALL_ROW ? std::min(whole, ROW_SAMPLE) : 0;
+        const int64_t n = job.call.columns, whole = n / LANES,
+                      groups = n >= SMALL_ROW ? std::min(whole, ROW_SAMPLE) : 0;
         for (int64_t i = 0; i < groups; ++i) which_[i] = (2 * i + 1) * whole / (2 * groups);
         sampled_ = groups * LANES;
         const double share = double(k) / double(n);
@@ -58,9 +59,12 @@ private:
     // Collect again until low <= edge < high, or the edge is key 0, the only one below low = 1.
     void enclose(const Worker& w, int row, Band& band) {
         for (;;) {
-            if (band.above >= k_ && band.high < INFINITE) band = w.band(row, band.high, INFINITE);
-            else if (band.above + band.inside < k_ && band.low > 1) band = w.band(row, 1, band.low);
-            else return;
+            if (band.above >= k_ && band.high < INFINITE)
+                band = w.band(row, band.high, INFINITE);
+            else if (band.above + band.inside < k_ && band.low > 1)
+                band = w.band(row, 1, band.low);
+            else
+                return;
             window_.spread *= 1.5;
             w.rows.collect(row, norms_, 0, w.rows.groups(), band);
         }

@@ -69,8 +69,8 @@ struct Scored {
     void (*take_careful)(const Groups&, const Edges* edges, bool always, Taken*);
 };
 
-// The same without keys, for a 16-bit W and one edge for many rows: a key grows with |w|, so each column has a level, the
-// least magnitude (bits of |w|) whose key reaches the edge. Levels are in the order of the columns.
+// The same without keys, for a 16-bit W and one edge for many rows: a key grows with |w|, so each column has a level,
+// the least magnitude (bits of |w|) whose key reaches the edge. Levels are in the order of the columns.
 struct Leveled {
     // level[j] of norms[j] (in the order of the columns, finite and not negative) for the edge `value`, at least 1;
     // the magnitude of infinity where no finite one reaches it.
@@ -97,9 +97,9 @@ struct Plain {
 };
 
 struct Table {
-    Scored scored[3][2];  // dtype; 0 scores W, 1 scores W − W_aligned
-    Leveled leveled[3];   // dtype; null functions for float32
-    Plain plain[3];       // dtype
+    Scored scored[3][2];                                                   // dtype; 0 scores W, 1 scores W − W_aligned
+    Leveled leveled[3];                                                    // dtype; null functions for float32
+    Plain plain[3];                                                        // dtype
     int64_t (*reaching)(const int32_t* keys, int64_t count, int32_t low);  // how many keys are >= low
 };
 

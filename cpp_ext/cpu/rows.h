@@ -42,7 +42,8 @@ public:
     Columns(const Scored& kernels, int64_t columns, const float* norms)
         : plain_(size_t(columns), 1.0f), laid_(size_t((columns + LANES - 1) / LANES * LANES), 0.0f) {
         if (norms) std::memcpy(plain_.data(), norms, size_t(columns) * sizeof(float));
-        for (int64_t j = 0; j < columns; ++j) laid_[size_t(j / LANES * LANES + kernels.place[j % LANES])] = plain_[size_t(j)];
+        for (int64_t j = 0; j < columns; ++j)
+            laid_[size_t(j / LANES * LANES + kernels.place[j % LANES])] = plain_[size_t(j)];
     }
 
     const float* norms() const { return laid_.data(); }
@@ -109,7 +110,8 @@ private:
     void move_as() {
         const int64_t rows = last_ - first_;
         for (int64_t j = 0; j < columns_; ++j) {
-            char* there = static_cast<char*>(matrix_.data) + (first_ * matrix_.row_stride + j * matrix_.column_stride) * entry_;
+            char* there =
+                static_cast<char*>(matrix_.data) + (first_ * matrix_.row_stride + j * matrix_.column_stride) * entry_;
             char* here = scratch_.get() + j * entry_;
             for (int64_t i = 0; i < rows; ++i, there += matrix_.row_stride * entry_, here += columns_ * entry_)
                 std::memcpy(IN ? here : there, IN ? there : here, sizeof(Entry));
@@ -159,8 +161,10 @@ public:
     // Keys of groups of one row, all of them whole ones, or the tail alone.
     void sample(int row, const float* norms, const int64_t* which, int64_t count, int32_t* out) const {
         const int64_t tail = 0;
-        if (whole_) kernels_.sample(parts(row, 1, 0, whole_, norms, 0), which, count, out);
-        else kernels_.sample(parts(row, 1, 0, 1, norms, 0), &tail, 1, out);
+        if (whole_)
+            kernels_.sample(parts(row, 1, 0, whole_, norms, 0), which, count, out);
+        else
+            kernels_.sample(parts(row, 1, 0, 1, norms, 0), &tail, 1, out);
     }
 
     // Keys of one group of one row.
@@ -177,22 +181,28 @@ public:
 
     // Groups first..last of one row.
     void collect(int row, const float* norms, int64_t first, int64_t last, Band& band) const {
-        if (first < whole_ && first < last) kernels_.collect(parts(row, 1, first, std::min(last, whole_), norms, 0), &band);
+        if (first < whole_ && first < last)
+            kernels_.collect(parts(row, 1, first, std::min(last, whole_), norms, 0), &band);
         if (last > whole_) kernels_.collect(parts(row, 1, whole_, last, norms, 0), &band);
     }
 
-    void collect_leveled(const float* norms, const uint16_t* low, const uint16_t* high, Band* bands, uint32_t& largest) const {
+    void collect_leveled(const float* norms, const uint16_t* low, const uint16_t* high, Band* bands,
+                         uint32_t& largest) const {
         const int64_t at = whole_ * LANES;
         if (whole_) leveled_.collect(parts(0, count_, 0, whole_, norms, ahead_.search), low, high, bands, largest);
-        if (tail_) leveled_.collect(parts(0, count_, whole_, whole_ + 1, norms, 0), low + at, high + at, bands, largest);
+        if (tail_)
+            leveled_.collect(parts(0, count_, whole_, whole_ + 1, norms, 0), low + at, high + at, bands, largest);
     }
 
     // Rows first..first+count; their tails are put back by put_tails_back.
-    void take_leveled(int first, int count, const uint16_t* low, const uint16_t* high, bool always, bool measured, Taken* taken) {
+    void take_leveled(int first, int count, const uint16_t* low, const uint16_t* high, bool always, bool measured,
+                      Taken* taken) {
         const auto take = measured ? leveled_.take_measured : leveled_.take;
         const int64_t at = whole_ * LANES;
         if (whole_) take(parts(first, count, 0, whole_, nullptr, ahead_.write), low, high, always, taken);
-        if (tail_) take(parts(first, count, whole_, whole_ + 1, nullptr, 0), low + at, high ? high + at : nullptr, always, taken);
+        if (tail_)
+            take(parts(first, count, whole_, whole_ + 1, nullptr, 0), low + at, high ? high + at : nullptr, always,
+                 taken);
     }
 
     // Groups first..last to write; the tail is a call of its own.
@@ -212,10 +222,24 @@ private:
         const int64_t at = first * LANES * entry_, pad = sizeof tail_weights_[0];
         const float* of_group = norms ? norms + first * LANES : nullptr;
         if (first >= whole_)
-            return {const_cast<char*>(tail_weights_[row]), aligned_ ? tail_aligned_[row] : nullptr, pad, pad, of_group,
-                    nullptr, 1, 0, rows};
-        return {weights_ + row * stride_ + at, aligned_ ? aligned_ + row * aligned_stride_ + at : nullptr, stride_,
-                aligned_stride_, of_group, nullptr, last - first, ahead, rows};
+            return {const_cast<char*>(tail_weights_[row]),
+                    aligned_ ? tail_aligned_[row] : nullptr,
+                    pad,
+                    pad,
+                    of_group,
+                    nullptr,
+                    1,
+                    0,
+                    rows};
+        return {weights_ + row * stride_ + at,
+                aligned_ ? aligned_ + row * aligned_stride_ + at : nullptr,
+                stride_,
+                aligned_stride_,
+                of_group,
+                nullptr,
+                last - first,
+                ahead,
+                rows};
     }
 
     const Scored& kernels_;

@@ -15,8 +15,10 @@ int64_t behind_nth(const Job& job, const Worker& w, int row, const float* norms,
     int64_t first = 0, last = w.rows.groups();
     while (last - first > 1) {
         const int64_t middle = (first + last) / 2, found = equal_in(w, row, norms, first, middle, value);
-        if (found >= nth) last = middle;
-        else nth -= found, first = middle;
+        if (found >= nth)
+            last = middle;
+        else
+            nth -= found, first = middle;
     }
     int32_t keys[LANES];
     w.rows.keys(row, norms, first, keys);

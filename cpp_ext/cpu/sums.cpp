@@ -50,7 +50,8 @@ WgStatus pair(WgPair& call, const Table& table) {
     const int threads = int(std::clamp<int64_t>(call.rows * call.columns / BLOCK, 1, std::max(call.threads, 1)));
     const int64_t entry = size_of(call.dtype);
     std::vector<Block> left, right;
-    for (int i = 0; i < threads; ++i) left.emplace_back(call.a, call.columns, entry, step), right.emplace_back(call.b, call.columns, entry, step);
+    for (int i = 0; i < threads; ++i)
+        left.emplace_back(call.a, call.columns, entry, step), right.emplace_back(call.b, call.columns, entry, step);
     std::vector<Extremes> found{size_t(threads)};
     parallel(threads, (call.rows + step - 1) / step, [&](int64_t block, int thread) {
         Block &a = left[size_t(thread)], &b = right[size_t(thread)];

@@ -26,7 +26,8 @@ struct Span {
 inline int32_t between(const Span& s, int64_t need, int turn) {
     const int64_t width = int64_t(s.high) - s.low, counted = s.at_low - s.at_high;
     int64_t step = width / 2;
-    if (turn % 3 != 2 && width < (1 << 25) && counted > 0) step = int64_t(double(width) * double(s.at_low - need) / double(counted));
+    if (turn % 3 != 2 && width < (1 << 25) && counted > 0)
+        step = int64_t(double(width) * double(s.at_low - need) / double(counted));
     if (step < 1) step = 1;
     if (step > width - 1) step = width - 1;
     return int32_t(s.low + step);
@@ -38,8 +39,10 @@ Span narrowed(Reaching reaching, Span s, int64_t need) {
     for (int turn = 0; s.at_low != need && s.high - s.low > 1; ++turn) {
         const int32_t value = between(s, need, turn);
         const int64_t found = reaching(value);
-        if (found >= need) s.low = value, s.at_low = found;
-        else s.high = value, s.at_high = found;
+        if (found >= need)
+            s.low = value, s.at_low = found;
+        else
+            s.high = value, s.at_high = found;
     }
     return s;
 }
@@ -56,8 +59,10 @@ Span about(Reaching reaching, int64_t count, double rank, double slip, int32_t s
         if (leap && turn) step *= 4;
         const int64_t found = reaching(value);
         if (std::abs(double(found) - rank) <= slip) return {value, value, found, found};
-        if (double(found) > rank) s.low = value, s.at_low = found;
-        else s.high = value, s.at_high = found;
+        if (double(found) > rank)
+            s.low = value, s.at_low = found;
+        else
+            s.high = value, s.at_high = found;
     }
     return s;
 }

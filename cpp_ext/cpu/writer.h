@@ -46,8 +46,9 @@ private:
         Taken taken[ROWS];
         Edges laid[ROWS];
         clear(taken, count);
-        const auto kernel = careful ? job_.kernels.take_careful
-                                    : job_.measures() ? job_.kernels.take_measured : job_.kernels.take;
+        const auto kernel = careful           ? job_.kernels.take_careful
+                            : job_.measures() ? job_.kernels.take_measured
+                                              : job_.kernels.take;
         const float* norms = job_.norms.norms();
         for (int64_t group = 0, stop; group < w.rows.groups(); group = stop) {
             stop = same_until(w.rows, group, take[first].cut, spare[first].cut);
