@@ -11,18 +11,32 @@ PACKAGE = Path(__file__).parents[1] / "weightguard"
 # Part -> the other parts it may import at all; `errors` is open to everyone.
 MAY = {
     "errors": set(),
+    "bits": set(),
     "checkpoint": set(),
     "kernels": set(),
     "data": set(),
     "weights": {"checkpoint", "kernels"},
     "statistics": {"checkpoint", "kernels", "data", "weights"},
-    "plan": {"checkpoint"},
-    "methods": {"checkpoint", "statistics", "weights", "plan"},
-    "rewrite": {"checkpoint", "kernels", "statistics", "weights", "plan"},
+    "plan": {"bits", "checkpoint"},
+    "neurons": {"bits", "checkpoint"},
+    "methods": {"checkpoint", "neurons", "statistics", "weights", "plan"},
+    "rewrite": {"bits", "checkpoint", "kernels", "statistics", "weights", "plan"},
     "validate": {"checkpoint", "data", "statistics"},
     "lab": set(),
     "report": {"checkpoint"},
-    "api": {"checkpoint", "data", "kernels", "lab", "methods", "plan", "rewrite", "statistics", "validate", "weights"},
+    "api": {
+        "checkpoint",
+        "data",
+        "kernels",
+        "lab",
+        "methods",
+        "neurons",
+        "plan",
+        "rewrite",
+        "statistics",
+        "validate",
+        "weights",
+    },
     "cli": {"api"},
     "__init__": {"api"},
     "__main__": {"cli"},
@@ -30,7 +44,19 @@ MAY = {
 STANDARD_ONLY = {"errors"}
 # Imported inside functions only, and only there.
 HEAVY = {"transformers": {"statistics", "validate", "lab"}, "peft": {"statistics", "validate", "lab"}}
-NO_TORCH_AT_TOP = {"methods", "cli", "api", "checkpoint", "data", "plan", "errors", "__init__", "__main__"}
+NO_TORCH_AT_TOP = {
+    "methods",
+    "cli",
+    "api",
+    "checkpoint",
+    "data",
+    "plan",
+    "neurons",
+    "bits",
+    "errors",
+    "__init__",
+    "__main__",
+}
 
 
 def part_of(path: Path) -> str:

@@ -1,7 +1,7 @@
 """What a method wants to change, before anything is changed: edits per tensor that can be replayed without the method.
 
-An edit is declarative (a score, a count, a share), not a stored mask: a plan for a model of any size is a few vectors
-per tensor, and the mask that comes out of it is the same on every machine.
+Where it can be, an edit is declarative (a score, a count, a share), not a stored mask: a plan for a model of any size is
+a few vectors per tensor, and the mask that comes out of it is the same on every machine.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightguard import bits
 from weightguard.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,6 +43,13 @@ class Select:
     spare_k: int = 0
     spare_norms: numpy.ndarray | None = None
 
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Counts and norms are those of a matrix of this logical shape (out, in)."""
+        size = shape[1] if self.group == "row" else shape[0] * shape[1]
+        vectors = [v for v in (self.norms, self.spare_norms) if v is not None]
+        enough = len(vectors) >= (self.score == "wanda") + (self.spare_k > 0)
+        return max(self.k, self.spare_k) <= size and enough and all(len(v) == shape[1] for v in vectors)
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -51,9 +59,63 @@ class Scale:
     of: str
     keep: float
 
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """A share fits every shape."""
+        return True
 
-Edit = Select | Scale
-_KINDS: dict[str, type] = {"select": Select, "scale": Scale}
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Marked entries go back to the aligned value (of="delta") or become zero (of="weight").
+
+    bits: uint8, the out·in bits of the mask packed row by row in logical order, first entry in the lowest bit.
+    """
+
+    tensor: str
+    of: str
+    bits: numpy.ndarray
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """One bit an entry."""
+        return len(self.bits) == bits.size(shape[0] * shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """W + left·right: left (out, k), right (k, in), float32, logical order."""
+
+    tensor: str
+    left: numpy.ndarray
+    right: numpy.ndarray
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """The product has the shape of the tensor."""
+        return (self.left.shape[0], self.right.shape[1]) == shape and self.left.shape[1] == self.right.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Replace:
+    """The whole tensor anew: values (out, in), float32 in logical order, rounded once to the stored dtype.
+
+    For what has no shorter description. Of a large model `values` may be a numpy.memmap.
+    """
+
+    tensor: str
+    values: numpy.ndarray
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """A value for every entry."""
+        return self.values.shape == shape
+
+
+Edit = Select | Scale | Mask | LowRank | Replace
+_KINDS: dict[str, type] = {
+    "select": Select,
+    "scale": Scale,
+    "mask": Mask,
+    "low-rank": LowRank,
+    "replace": Replace,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,13 +203,18 @@ def _checked(edit: Edit, target: str) -> Edit:
         value = getattr(edit, each.name)
         if not _VALID[each.name](value):
             raise ValueError(f"{each.name} of an edit is {str(value)[:40]}")
-    if edit.of != ("delta" if target == "delta" else "weight"):
-        raise ValueError(f"an edit of {edit.of} in a plan for {target}")
+    of = getattr(edit, "of", None)  # LowRank and Replace do not ask what is behind a tensor
+    if of is not None and of != ("delta" if target == "delta" else "weight"):
+        raise ValueError(f"an edit of {of} in a plan for {target}")
     return edit
 
 
 def _is_vector(value: Any) -> bool:
     return value is None or (getattr(value, "ndim", 0) == 1 and value.dtype == "float32")
+
+
+def _is_matrix(value: Any) -> bool:
+    return getattr(value, "ndim", 0) == 2 and value.dtype == "float32"
 
 
 def _is_count(value: Any) -> bool:
@@ -165,4 +232,8 @@ _VALID: dict[str, Callable[[Any], bool]] = {
     "spare_k": _is_count,
     "spare_norms": _is_vector,
     "keep": lambda value: isinstance(value, float) and 0 <= value <= 1,
+    "bits": lambda value: getattr(value, "ndim", 0) == 1 and value.dtype == "uint8",
+    "left": _is_matrix,
+    "right": _is_matrix,
+    "values": _is_matrix,
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from weightguard.api.repairing import identities
 from weightguard.api.subject import open_subject
 from weightguard.checkpoint import open_checkpoint, resolve
 from weightguard.errors import MismatchError, UsageError
-from weightguard.plan import Edit, Plan, Scale
+from weightguard.plan import Edit, Plan
 
 if TYPE_CHECKING:
     from weightguard.rewrite import Manifest, Verified
@@ -56,18 +55,8 @@ def _check_fits(plan: Plan, sources: Sources) -> None:
 
 
 def _check_size(edit: Edit, shape: list[int]) -> None:
-    """Counts and norms must fit the tensor, (out, in); a plan is a file, and may come from anywhere."""
-    if isinstance(edit, Scale):
-        return
-    size = shape[1] if edit.group == "row" else prod(shape)
-    vectors = [v for v in (edit.norms, edit.spare_norms) if v is not None]
-    needed = (edit.score == "wanda") + (edit.spare_k > 0)
-    if (
-        len(shape) != 2
-        or max(edit.k, edit.spare_k) > size
-        or len(vectors) < needed
-        or any(len(v) != shape[1] for v in vectors)
-    ):
+    """What an edit holds must fit the tensor, (out, in); a plan is a file, and may come from anywhere."""
+    if len(shape) != 2 or not edit.fits((shape[0], shape[1])):
         raise MismatchError(f"the plan's edit of tensor {edit.tensor!r} does not fit its shape {shape}")
 
 

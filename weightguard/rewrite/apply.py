@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
+from weightguard import bits
 from weightguard.errors import CheckpointError, UnsupportedError
 from weightguard.kernels import ops
-from weightguard.kernels.reference import Choice, Keys, Mask
-from weightguard.plan import Edit, Scale, Select
+from weightguard.kernels.reference import Choice, Keys
+from weightguard.kernels.reference import Mask as Tiled
+from weightguard.plan import Edit, LowRank, Mask, Replace, Scale, Select
 from weightguard.statistics.selection import Score, keys
+from weightguard.weights import LowRank as Product
 from weightguard.weights import Weights
+
+Values = Callable[[int, int, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 # The kernel's names of what it sums, and ours.
 _NORMS = {
@@ -47,10 +52,11 @@ def apply(edit: Edit | None, weights: Weights) -> Change:
         return _select(edit, weights)
     change = Change(entries=weights.logical.numel())
     squares: dict[str, list[float]] = {}
+    values = _values(edit, weights)
     for start, stop, mask in _masks(edit, weights):
         tuned = weights.tuned(start, stop)
         aligned = weights.aligned(start, stop) if weights.aligned else None
-        after = _after(edit, mask, tuned, aligned).to(weights.stored.dtype)
+        after = torch.where(mask, values(start, stop, tuned, aligned), tuned).to(weights.stored.dtype)
         before = tuned.to(weights.stored.dtype)
         change.selected += int(mask.sum())
         change.changed += int((after != before).sum())
@@ -74,12 +80,18 @@ def _select(edit: Select, weights: Weights) -> Change:
     return change
 
 
-def _masks(edit: Edit | None, weights: Weights) -> Iterator[Mask]:
-    if not isinstance(edit, Select):
-        whole = isinstance(edit, Scale) and edit.keep != 1
-        for start, stop in ops.tiles(weights.shape):
-            yield start, stop, torch.full((stop - start, weights.shape[1]), whole)
+def _masks(edit: Edit | None, weights: Weights) -> Iterator[Tiled]:
+    """Which entries the edit takes, by row blocks that cover the tensor in order."""
+    if isinstance(edit, Select):
+        yield from _selected(edit, weights)
         return
+    whole = not (edit is None or (isinstance(edit, Scale) and edit.keep == 1))
+    marked = torch.tensor(bits.unpacked(edit.bits, weights.shape)) if isinstance(edit, Mask) else None
+    for start, stop in ops.tiles(weights.shape):
+        yield start, stop, torch.full((stop - start, weights.shape[1]), whole) if marked is None else marked[start:stop]
+
+
+def _selected(edit: Select, weights: Weights) -> Iterator[Tiled]:
     chosen = ops.masks(_keys(edit, weights), weights.shape, edit.k, edit.group)
     if edit.spare_norms is None:
         yield from chosen
@@ -94,17 +106,33 @@ def _keys(edit: Select, weights: Weights) -> Keys:
     return keys(weights, edit.of, Score(edit.score, edit.norms, edit.seed))
 
 
-def _after(edit: Edit | None, mask: torch.Tensor, tuned: torch.Tensor, aligned: torch.Tensor | None) -> torch.Tensor:
-    if edit is None:
-        return tuned
-    origin = torch.zeros_like(tuned) if edit.of == "weight" else aligned
-    assert origin is not None
-    if isinstance(edit, Scale):
-        # The two ends are exact; between them one rounding in the working dtype, one on storing.
-        return {0.0: origin, 1.0: tuned}.get(edit.keep, origin + edit.keep * (tuned - origin))
-    if isinstance(edit, Select):
-        return torch.where(mask, origin, tuned)
+def _values(edit: Edit | None, weights: Weights) -> Values:
+    """What the taken entries of a row block become: a function of (start, stop, tuned, aligned)."""
+    match edit:
+        case None:
+            return lambda i, j, tuned, aligned: tuned
+        case Select() | Mask():
+            return lambda i, j, tuned, aligned: _origin(edit.of, tuned, aligned)
+        case Scale():
+            return lambda i, j, tuned, aligned: _scaled(edit.keep, tuned, _origin(edit.of, tuned, aligned))
+        case LowRank():
+            product = Product(torch.tensor(edit.left).double(), torch.tensor(edit.right).double(), 1.0)
+            return lambda i, j, tuned, aligned: tuned + product.rows(i, j)
+        case Replace():
+            return lambda i, j, tuned, aligned: torch.tensor(edit.values[i:j])
     raise UnsupportedError(f"this version cannot replay an edit of kind {type(edit).__name__}")
+
+
+def _origin(of: str, tuned: torch.Tensor, aligned: torch.Tensor | None) -> torch.Tensor:
+    if of == "weight":
+        return torch.zeros_like(tuned)
+    assert aligned is not None
+    return aligned
+
+
+def _scaled(keep: float, tuned: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
+    # The two ends are exact; between them one rounding in the working dtype, one on storing.
+    return {0.0: origin, 1.0: tuned}.get(keep, origin + keep * (tuned - origin))
 
 
 def _add_squares(sums: dict[str, list[float]], before: torch.Tensor, after: torch.Tensor, aligned: torch.Tensor | None):
