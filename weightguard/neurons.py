@@ -162,10 +162,7 @@ class Neurons:
 
 def tensor_digest(checkpoint: Checkpoint, name: str) -> str:
     """sha256 of a tensor's bytes as they lie in the file."""
-    import torch
-
-    flat = checkpoint.read(name).reshape(-1)
-    return hashlib.sha256(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"").hexdigest()
+    return checkpoint.digest(name)
 
 
 def _arrays(part: Part) -> dict[str, numpy.ndarray]:

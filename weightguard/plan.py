@@ -108,13 +108,31 @@ class Replace:
         return self.values.shape == shape
 
 
-Edit = Select | Scale | Mask | LowRank | Replace
+@dataclass(frozen=True)
+class ProjectDelta:
+    """W_aligned + P·D, with P the projector on V = W_aligned − W_unaligned (see `statistics.subspace`).
+
+    projector: "paper" V·Vᵀ/‖V‖, "normalized" V·Vᵀ/σ₁², or "exact" U·Uᵀ with the first `rank` directions of V.
+    """
+
+    tensor: str
+    of: str
+    projector: str
+    rank: int | None = None
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """No more directions than there are; only the exact projector has a rank."""
+        return self.rank is None if self.projector != "exact" else 0 < (self.rank or 0) <= min(shape)
+
+
+Edit = Select | Scale | Mask | LowRank | Replace | ProjectDelta
 _KINDS: dict[str, type] = {
     "select": Select,
     "scale": Scale,
     "mask": Mask,
     "low-rank": LowRank,
     "replace": Replace,
+    "project-delta": ProjectDelta,
 }
 
 
@@ -122,7 +140,8 @@ _KINDS: dict[str, type] = {
 class Plan:
     """Edits by tensor name, with the method and the options that led to them.
 
-    target: weight, delta or factor. evidence: per tensor, what the method knows before writing (shape, selected, group).
+    target: weight, delta or factor. evidence: per tensor, what the method knows before writing (shape, selected, group);
+    it may speak of tensors that were looked at and left alone. notes: what the method has to say about the whole.
     """
 
     method: str
@@ -131,6 +150,11 @@ class Plan:
     options: Mapping[str, Any]
     edits: Mapping[str, Edit]
     evidence: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def needs_unaligned(self) -> bool:
+        return any(isinstance(edit, ProjectDelta) for edit in self.edits.values())
 
     @property
     def needs_aligned(self) -> bool:
@@ -152,6 +176,7 @@ class Plan:
         edits = [_described(edit, arrays) for edit in self.edits.values()]
         said = {"format": FORMAT, "method": self.method, "paper": self.paper, "target": self.target,
                 "options": dict(self.options), "evidence": self.evidence, "edits": edits}  # fmt: skip
+        said |= {"notes": list(self.notes)} if self.notes else {}
         return safetensors_bytes(arrays, {_KEY: json.dumps(said, ensure_ascii=False)})
 
     @staticmethod
@@ -170,7 +195,9 @@ class Plan:
             edits = [_checked(_revived(entry, arrays), said["target"]) for entry in said["edits"]]
             evidence = {str(name): dict(known) for name, known in said["evidence"].items()}
             method, paper, target = (str(said[key]) for key in ("method", "paper", "target"))
-            return Plan(method, paper, target, dict(said["options"]), {edit.tensor: edit for edit in edits}, evidence)
+            notes = tuple(str(note) for note in said.get("notes", ()))
+            named = {edit.tensor: edit for edit in edits}
+            return Plan(method, paper, target, dict(said["options"]), named, evidence, notes)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path.name}: a damaged plan ({error!r}); write it again with --save-plan") from error
 
@@ -236,4 +263,6 @@ _VALID: dict[str, Callable[[Any], bool]] = {
     "left": _is_matrix,
     "right": _is_matrix,
     "values": _is_matrix,
+    "projector": lambda value: value in ("paper", "normalized", "exact"),
+    "rank": lambda value: value is None or _is_count(value),
 }

@@ -6,6 +6,7 @@ tuned rows and aligned rows. Methods score them, the rewrite edits them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -23,12 +24,14 @@ class Sources:
     """`model` gives the files and their layout. `merged`: the tuned weights are its base with an adapter over it.
 
     `aligned`: where D = W − W_aligned starts; with `merged` that is the base itself. `linears` tells the orientation.
+    `unaligned`: the model before alignment; V = W_aligned − W_unaligned is the alignment direction.
     """
 
     model: Checkpoint
     merged: Merged | None
     aligned: Checkpoint | None
     linears: Mapping[str, Linear]
+    unaligned: Checkpoint | None = None
 
     def is_tuned(self, name: str) -> bool:
         """True when the tuned weight is not simply what the files hold."""
@@ -42,7 +45,8 @@ class Weights:
     `stored` is the tensor as read, in storage order: the edit is written into it through `logical`, block by block, so
     blocks must be asked for before they are overwritten. tuned(i, j) and aligned(i, j) give W and W_aligned;
     `reference` is the aligned tensor as read from another checkpoint, where there is one, and `origin` the same in
-    logical order; `update` gives D where it is known without a subtraction.
+    logical order; `update` gives D where it is known without a subtraction, `unaligned` W_unaligned where the edit
+    asks for it.
     """
 
     stored: torch.Tensor
@@ -52,6 +56,7 @@ class Weights:
     reference: torch.Tensor | None = None
     origin: torch.Tensor | None = None
     update: Rows | None = None
+    unaligned: Rows | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -64,9 +69,27 @@ class Weights:
         assert self.aligned is not None
         return self.tuned(start, stop) - self.aligned(start, stop)
 
+    def whole_delta(self) -> torch.Tensor:
+        """D in one piece, in the working dtype."""
+        return torch.cat([self.delta(*tile) for tile in ops.tiles(self.shape)])
 
-def open_weights(sources: Sources, name: str, *, with_aligned: bool) -> Weights:
+
+def open_weights(sources: Sources, name: str, *, with_aligned: bool, with_unaligned: bool = False) -> Weights:
     """Read one tensor and what it is compared with. NaN or infinity in either is a CheckpointError."""
+    weights = _opened(sources, name, with_aligned)
+    if not with_unaligned:
+        return weights
+    assert sources.unaligned is not None, "a projection needs the unaligned checkpoint"
+    return dataclasses.replace(weights, unaligned=logical_rows(sources.unaligned, name, sources.linears))
+
+
+def logical_rows(checkpoint: Checkpoint, name: str, linears: Mapping[str, Linear]) -> Rows:
+    """A tensor of one checkpoint, read now, as row blocks in logical order and the working dtype."""
+    tensor = finite(checkpoint, name)
+    return _blocks(_turned(tensor, name in linears and linears[name].transposed), _working(tensor.dtype))
+
+
+def _opened(sources: Sources, name: str, with_aligned: bool) -> Weights:
     stored = finite(sources.model, name)
     if sources.merged is not None and name in sources.merged.pairs:
         return _over_base(sources, name, stored)

@@ -76,10 +76,11 @@ def statistics_bytes() -> bytes:
 
 @pytest.fixture(scope="session")
 def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `tuned` and `aligned` checkpoints and the statistics file `stats`."""
+    """A folder with `tuned`, `aligned` and `unaligned` checkpoints and the statistics file `stats`."""
     root = tmp_path_factory.mktemp("pico")
     save(root / "aligned", "")
     save(root / "tuned", "tuned")
+    save(root / "unaligned", "before")
     (root / "stats").write_bytes(statistics_bytes())
     return root
 

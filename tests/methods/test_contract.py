@@ -13,10 +13,23 @@ import weightguard as wg
 from weightguard.methods import METHODS, method_class
 from weightguard.plan import Plan
 
+# Strength 1 takes all of the update away; the others move it elsewhere.
+CUTTING = ("antidote", "magnitude", "random", "scale")
+# What the harness gives a method for each of its needs.
+NEEDED = {"harmful": {"stats": "stats"}, "unaligned": {"unaligned": "unaligned"}}
 
-def given(method: str, pico: Path) -> dict[str, Any]:
-    stats = {"stats": pico / "stats"} if "harmful" in method_class(method).NEEDS else {}
-    return {"method": method, "aligned": str(pico / "aligned"), "offline": True, **stats}
+
+def references(method: str, pico: Path) -> dict[str, str]:
+    return {role: str(pico / name) for need in method_class(method).NEEDS for role, name in NEEDED[need].items()}
+
+
+# Where the default selects nothing of these random updates.
+DEFAULTS = {"safe-lora": {"number": 9}}
+
+
+def given(method: str, pico: Path, strength: float | None = None) -> dict[str, Any]:
+    options = DEFAULTS.get(method, {}) if strength is None else {"strength": strength}
+    return {"method": method, "aligned": str(pico / "aligned"), "offline": True, **references(method, pico), **options}
 
 
 @pytest.fixture(params=METHODS)
@@ -26,7 +39,7 @@ def method(request: pytest.FixtureRequest) -> str:
 
 def test_inputs_are_not_touched(method: str, pico: Path, tmp_path: Path, digest_of) -> None:
     before = digest_of(pico / "tuned"), digest_of(pico / "aligned")
-    wg.repair(str(pico / "tuned"), out=tmp_path / "out", strength=0.5, **given(method, pico))
+    wg.repair(str(pico / "tuned"), out=tmp_path / "out", **given(method, pico, strength=0.5))
     assert (digest_of(pico / "tuned"), digest_of(pico / "aligned")) == before
 
 
@@ -39,18 +52,20 @@ def test_same_plan_twice_and_round_trip(method: str, pico: Path, tmp_path: Path)
 
 def test_a_saved_plan_replays_to_the_same_weights(method: str, pico: Path, tmp_path: Path, digest_of) -> None:
     wg.repair(str(pico / "tuned"), out=tmp_path / "a", save_plan=tmp_path / "plan", **given(method, pico))
-    wg.apply(tmp_path / "plan", str(pico / "tuned"), out=tmp_path / "b", aligned=str(pico / "aligned"))
+    sources = {key: value for key, value in given(method, pico).items() if key in ("aligned", "unaligned")}
+    wg.apply(tmp_path / "plan", str(pico / "tuned"), out=tmp_path / "b", **sources)
     assert digest_of(tmp_path / "a")["model.safetensors"] == digest_of(tmp_path / "b")["model.safetensors"]
 
 
 def test_strength_zero_is_the_empty_plan(method: str, pico: Path, tmp_path: Path, digest_of) -> None:
-    result = wg.repair(str(pico / "tuned"), out=tmp_path / "out", strength=0, **given(method, pico))
+    result = wg.repair(str(pico / "tuned"), out=tmp_path / "out", **given(method, pico, strength=0))
     assert not result.plan.edits
     assert digest_of(tmp_path / "out")["model.safetensors"] == digest_of(pico / "tuned")["model.safetensors"]
 
 
+@pytest.mark.parametrize("method", CUTTING)
 def test_full_strength_gives_the_aligned_linears(method: str, pico: Path, tmp_path: Path) -> None:
-    result = wg.repair(str(pico / "tuned"), out=tmp_path / "out", strength=1, **given(method, pico))
+    result = wg.repair(str(pico / "tuned"), out=tmp_path / "out", **given(method, pico, strength=1))
     out, aligned = load_file(tmp_path / "out/model.safetensors"), load_file(pico / "aligned/model.safetensors")
     for name in result.plan.edits:
         numpy.testing.assert_array_equal(out[name], aligned[name])

@@ -25,6 +25,8 @@ CASES: dict[str, dict[str, Any]] = {
     "magnitude": {"method": "magnitude"},
     "random": {"method": "random"},
     "scale": {"method": "scale", "strength": 0.7},
+    "safe-lora": {"method": "safe-lora", "number": 9},
+    "safe-lora exact": {"method": "safe-lora", "number": 5, "projector": "exact", "projector_rank": 3},
 }
 
 
@@ -42,6 +44,7 @@ def test_golden_digest(case: str, threads: int, pico: Path, tmp_path: Path, dige
 def measured(case: str, pico: Path, tmp_path: Path, digest_of, threads: int) -> str:
     options = CASES[case]
     data = {"stats": pico / "stats"} if options["method"] == "antidote" else {}
+    data |= {"unaligned": str(pico / "unaligned")} if options["method"] == "safe-lora" else {}
     aligned = {} if options.get("target") == "weight" else {"aligned": str(pico / "aligned")}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -53,6 +56,6 @@ def measured(case: str, pico: Path, tmp_path: Path, digest_of, threads: int) -> 
 
 
 def test_the_inputs_are_the_committed_ones(pico: Path, digest_of) -> None:
-    found = {f"input {path}": digest_of(pico / path)["model.safetensors"] for path in ("tuned", "aligned")}
+    found = {f"input {path}": digest_of(pico / path)["model.safetensors"] for path in ("tuned", "aligned", "unaligned")}
     for case, digest in found.items():
         assert digest == golden()[case]

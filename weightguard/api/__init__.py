@@ -86,6 +86,7 @@ def repair(
     utility: str | None = None,
     safety: str | None = None,
     stats: str | Path | None = None,
+    unaligned: str | None = None,
     strength: str | float | None = None,
     limit: int | None = None,
     dry_run: bool = False,
@@ -105,7 +106,8 @@ def repair(
     options: the fields of the method (`weightguard.methods`). Errors: the tree in `weightguard.errors`.
     """
     from weightguard.api.collect import Running
-    from weightguard.api.repairing import Data, Output, run_repair
+    from weightguard.api.needs import Data
+    from weightguard.api.repairing import Output, run_repair
 
     return run_repair(
         str(model),
@@ -113,7 +115,7 @@ def repair(
         options,
         aligned=aligned,
         strength=strength,
-        data=Data(harmful, utility, safety, None if stats is None else str(stats), limit),
+        data=Data(harmful, utility, safety, _text(stats), unaligned, limit),
         output=Output(_text(out), force, dry_run, _text(save_plan), verify_write),
         running=Running(device, dtype, threads, max_length),
         offline=offline,
@@ -140,6 +142,7 @@ def apply(
     *,
     out: str | Path,
     aligned: str | None = None,
+    unaligned: str | None = None,
     force: bool = False,
     verify_write: bool = True,
     offline: bool = False,
@@ -149,7 +152,8 @@ def apply(
     from weightguard.api.replaying import run_apply
     from weightguard.api.reporting import changes_of
 
-    manifest = run_apply(Path(plan), str(model), Path(out), aligned, force, verify_write, offline, progress)
+    references = (aligned, unaligned)
+    manifest = run_apply(Path(plan), str(model), Path(out), references, force, verify_write, offline, progress)
     return Applied(manifest, changes_of(manifest.edits), Path(out))
 
 
@@ -182,7 +186,7 @@ def demo(directory: str | Path, *, seed: int = 0, force: bool = False, progress:
 
 
 def method_options(name: str | None = None) -> dict[str, dict[str, Any]]:
-    """Flags of one method, or of all: name -> help, choices, default and the methods that have it."""
+    """Flags of one method, or of all: name -> help, choices, default, type and the methods that have it."""
     import dataclasses
 
     from weightguard.methods import METHODS, method_class
@@ -192,6 +196,7 @@ def method_options(name: str | None = None) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for each in METHODS if name is None else (name,):
         for field in dataclasses.fields(method_class(each)):
-            entry = found.setdefault(field.name, {**field.metadata, "default": field.default, "methods": []})
+            said = {**field.metadata, "default": field.default, "type": str(field.type), "methods": []}
+            entry = found.setdefault(field.name, said)
             entry["methods"].append(each)
     return found

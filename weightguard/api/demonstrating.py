@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from weightguard.api.collect import Running
-from weightguard.api.repairing import Data, Output, run_repair
+from weightguard.api.needs import Data
+from weightguard.api.repairing import Output, run_repair
 from weightguard.checkpoint import strict_json
 from weightguard.errors import UndecidedError
 

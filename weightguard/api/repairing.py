@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightguard.api.collect import Progress, Running, collect, encoded
+from weightguard.api.collect import Progress, Running
+from weightguard.api.needs import Data, Notes, gather
 from weightguard.api.reporting import Report, changes_of
 from weightguard.api.strength import Calibration, weakest
 from weightguard.api.subject import Subject, open_subject
@@ -21,17 +22,6 @@ if TYPE_CHECKING:
     from weightguard.plan import Plan
     from weightguard.rewrite import Manifest
     from weightguard.statistics.norms import InputNorms
-
-
-@dataclass(frozen=True)
-class Data:
-    """Data references by role, and how much of each is read."""
-
-    harmful: str | None = None
-    utility: str | None = None
-    safety: str | None = None
-    stats: str | None = None
-    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,14 +46,6 @@ class Repair:
     statistics: InputNorms | None = None
 
 
-@dataclass
-class _Notes:
-    said: list[str] = field(default_factory=list)
-
-    def add(self, *notes: str) -> None:
-        self.said += [note for note in notes if note not in self.said]
-
-
 def run_repair(
     reference: str,
     method_name: str,
@@ -80,14 +62,16 @@ def run_repair(
     """The whole repair. Nothing is written before everything that can be checked was checked."""
     method = _configured(method_name, options, strength)
     _check_output(output)
-    notes = _Notes()
-    subject = open_subject(reference, aligned, offline=offline, search=getattr(method, "target", None) != "weight")
+    notes = Notes()
+    search = getattr(method, "target", None) != "weight"
+    subject = open_subject(reference, aligned, data.unaligned, offline=offline, search=search)
     _check_apart(output, subject)
     notes.add(*subject.notes)
     method = method.settled(subject.default_target(), adapter=subject.adapter is not None)
     notes.add(*_fallback_note(method, subject, options))
-    inputs = _inputs(method, subject, data, running, notes, progress)
+    inputs = gather(method, subject, data, running, notes, progress)
     method, plan, calibration = _planned(method, strength, subject, inputs, data, running, notes, progress)
+    notes.add(*plan.notes)
     command = command_line(method_name, method, subject, data, strength)
     if output.save_plan:
         write_file(Path(output.save_plan), plan.to_bytes(), force=output.force)
@@ -99,7 +83,7 @@ def run_repair(
     return Repair(plan, manifest, report, out, inputs.harmful)
 
 
-def _all_notes(notes: _Notes, manifest: Manifest | None) -> list[str]:
+def _all_notes(notes: Notes, manifest: Manifest | None) -> list[str]:
     """The manifest's notes hold ours and what the rewrite had to say about the files beside the weights."""
     return notes.said if manifest is None else manifest.data["notes"]
 
@@ -120,8 +104,9 @@ def _configured(name: str, options: Mapping[str, Any], strength: str | float | N
     method = cls(**options)
     if strength is None:
         return method
-    if method.strength is not None:
-        raise UsageError("--strength and --ratio set the same thing; give one of them")
+    same = next((key for key in cls.STRENGTH if options.get(key) is not None), None)
+    if same is not None:
+        raise UsageError(f"--strength and --{same} set the same thing; give one of them")
     return method if strength == "auto" else method.with_strength(as_share(strength, "strength"))
 
 
@@ -156,59 +141,6 @@ def _fallback_note(method: Any, subject: Subject, options: Mapping[str, Any]) ->
     )
 
 
-def _inputs(method: Any, subject: Subject, data: Data, running: Running, notes: _Notes, progress: Progress) -> Inputs:
-    from weightguard.rewrite import check_companions
-
-    sources = subject.sources(method.target)
-    check_companions(sources.model)
-    linears = subject.editable(method.target, method.scope)
-    if "harmful" not in method.NEEDS:
-        unused = [f"--{key}" for key in ("harmful", "utility", "stats") if getattr(data, key) is not None]
-        if unused:
-            raise UsageError(f"{unused[0]} is not used by --method {method.NAME}, which looks at no data")
-        return Inputs(sources, linears)
-    harmful = _statistics(method, subject, data, running, notes, progress)
-    utility = None
-    if getattr(method, "utility_ratio", None) is not None:
-        if data.utility is None:
-            raise UsageError("--utility-ratio needs --utility data")
-        found, note = encoded(subject, data.utility, "utility", method.tokens, data.limit, running)
-        notes.add(note)
-        utility = collect(subject, found, running, progress)
-    elif data.utility is not None:
-        raise UsageError("--utility needs --utility-ratio, the share of entries to leave alone")
-    return Inputs(sources, linears, harmful, utility)
-
-
-def _statistics(
-    method: Any, subject: Subject, data: Data, running: Running, notes: _Notes, progress: Progress
-) -> InputNorms:
-    from weightguard.statistics.norms import InputNorms
-
-    if data.stats is None:
-        found, note = encoded(subject, data.harmful, "harmful", method.tokens, data.limit, running)
-        notes.add(note, *data_notes(found))
-        return collect(subject, found, running, progress)
-    if data.harmful is not None:
-        raise UsageError("--stats and --harmful: the statistics come from one of them; give one")
-    norms = InputNorms.load(Path(data.stats))
-    said = norms.facts.get("tokens")
-    if said != method.tokens:
-        raise UsageError(f"--stats were collected over the tokens {said!r}, the repair asks for {method.tokens!r}")
-    notes.add(f"harmful data: statistics collected earlier on {norms.facts['data']['source']}")
-    return norms
-
-
-def data_notes(data: Any) -> list[str]:
-    """What happened to rows on the way to tokens, in words."""
-    notes = []
-    if data.truncated:
-        notes.append(f"{data.truncated} rows of {data.source} were cut at --max-length tokens")
-    if data.without_response and data.tokens == "response":
-        notes.append(f"{data.without_response} rows of {data.source} have no answer and were not counted")
-    return notes
-
-
 def _planned(
     method: Any,
     strength: Any,
@@ -216,11 +148,11 @@ def _planned(
     inputs: Inputs,
     data: Data,
     running: Running,
-    notes: _Notes,
+    notes: Notes,
     progress: Progress,
 ) -> tuple[Any, Plan, Calibration | None]:
     if strength != "auto":
-        if data.safety is not None:
+        if data.safety is not None and "safety" not in method.NEEDS:
             raise UsageError("--safety is the calibration data of --strength auto; give both or neither")
         return method, method.plan(inputs), None
     method, plan, calibration, note = weakest(subject, method, inputs, data.safety, data.limit, running, progress)
@@ -228,7 +160,7 @@ def _planned(
     return method, plan, calibration
 
 
-def _facts(command: str, notes: _Notes, inputs: Inputs, calibration: Calibration | None) -> dict[str, Any]:
+def _facts(command: str, notes: Notes, inputs: Inputs, calibration: Calibration | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"command": command, "notes": notes.said}
     for role in ("harmful", "utility"):
         norms = getattr(inputs, role)
@@ -272,9 +204,11 @@ def command_line(name: str, method: Any, subject: Subject, data: Data, strength:
     words = ["weightguard", "repair", model, "--method", name]
     if subject.adapter is None and subject.aligned is not None and method.target == "delta":
         words += ["--aligned", "ALIGNED"]
-    words += [w for role in ("harmful", "utility", "stats") if getattr(data, role) for w in (f"--{role}", role.upper())]
+    words += [w for role in data.named(method) for w in (f"--{role}", role.upper())]
     said = {
-        k: v for k, v in settings(method).items() if k not in ("strength", *(["ratio"] if strength == "auto" else []))
+        k: v
+        for k, v in settings(method).items()
+        if k not in ("strength", *(method.STRENGTH if strength == "auto" else ()))
     }
     words += [w for key, value in said.items() for w in (f"--{key.replace('_', '-')}", str(value))]
     if strength == "auto":

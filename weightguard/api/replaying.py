@@ -23,7 +23,7 @@ def run_apply(
     path: Path,
     reference: str,
     out: Path,
-    aligned: str | None,
+    references: tuple[str | None, str | None],
     force: bool,
     verify_write: bool,
     offline: bool,
@@ -33,11 +33,14 @@ def run_apply(
 
     check_target(out, force)
     plan = Plan.load(path)
-    subject = open_subject(reference, aligned, offline=offline, search=plan.needs_aligned)
+    subject = open_subject(reference, *references, offline=offline, search=plan.needs_aligned)
     check_apart(out, subject.inputs)
     sources = subject.sources(plan.target)
+    if plan.needs_unaligned and subject.unaligned is None:
+        raise UsageError("this plan projects on aligned minus unaligned; give --unaligned")
     _check_fits(plan, sources)
     given = " --aligned ALIGNED" if plan.target == "delta" and subject.adapter is None else ""
+    given += " --unaligned UNALIGNED" if plan.needs_unaligned else ""
     model = "MODEL" if subject.adapter is None else "MODEL+ADAPTER"
     facts = {"command": f"weightguard apply PLAN {model}{given} -o OUT", "notes": list(subject.notes)}
     options = Options(force=force, verify_write=verify_write)

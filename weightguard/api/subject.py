@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from weightguard.checkpoint import (
@@ -18,14 +20,17 @@ from weightguard.checkpoint import (
     bypassing,
     check_editable,
     check_pairing,
+    check_same,
     decoder_linears,
     in_scope,
     open_checkpoint,
     resolve,
 )
+from weightguard.checkpoint.adapter import base_tensors, lora_pairs
 from weightguard.errors import InputError, MismatchError, SystemFailure, UsageError
 
 if TYPE_CHECKING:
+    from weightguard.statistics.subspace import Direction
     from weightguard.weights import Sources
 
 
@@ -37,6 +42,7 @@ class Subject:
     adapter: Checkpoint | None
     aligned: Checkpoint | None
     notes: tuple[str, ...]
+    unaligned: Checkpoint | None = None
 
     @property
     def directories(self) -> tuple:
@@ -46,9 +52,11 @@ class Subject:
     @property
     def inputs(self) -> tuple:
         """Every directory that is read, and that no output may touch."""
-        return tuple(part.directory for part in (self.model, self.adapter, self.aligned) if part is not None)
+        return tuple(
+            part.directory for part in (self.model, self.adapter, self.aligned, self.unaligned) if part is not None
+        )
 
-    @property
+    @cached_property
     def named(self) -> dict[str, Linear]:
         """The decoder linears by the on-disk names of the full model."""
         return decoder_linears(self.model.config, self.model.tensors)
@@ -69,7 +77,23 @@ class Subject:
         merged = Merged(self.model, self.adapter) if self.adapter else None
         if merged is not None:
             _ = merged.pairs  # pairs every module now, before anything long starts
-        return Sources(self.model, merged, self.aligned, self.named)
+        return Sources(self.model, merged, self.aligned, self.named, self.unaligned)
+
+    def direction(self, name: str) -> Direction:
+        """V = W_aligned − W_unaligned of a linear of the full model. Errors: UsageError, MismatchError."""
+        from weightguard.statistics.subspace import Direction, rounding_of
+        from weightguard.weights import logical_rows
+
+        if self.aligned is None or self.unaligned is None:
+            lacking = "--aligned" if self.aligned is None else "--unaligned"
+            raise UsageError(f"the alignment direction is aligned minus unaligned; give {lacking}")
+        sides = (self.aligned, self.unaligned)
+        check_same(name, *sides)
+        aligned, unaligned = (logical_rows(side, name, self.named) for side in sides)
+        rows, columns = self.aligned.info(name).shape
+        turned = name in self.named and self.named[name].transposed
+        shape = (columns, rows) if turned else (rows, columns)
+        return Direction(aligned, unaligned, shape, rounding_of(*(side.info(name).dtype for side in sides)))
 
     def editable(self, target: str, scope: str) -> dict[str, Linear]:
         """The tensors a method may edit under this target and scope, by on-disk name."""
@@ -83,14 +107,30 @@ class Subject:
 
     def factor_pairs(self) -> Mapping[str, LoraPair]:
         """Base tensor -> LoRA pair of the adapter, whatever else the adapter holds."""
-        from weightguard.checkpoint.adapter import base_tensors, lora_pairs
-
         assert self.adapter is not None
         return base_tensors(lora_pairs(self.adapter), self.model, self.adapter)
 
 
-def open_subject(reference: str, aligned: str | None = None, *, offline: bool = False, search: bool = True) -> Subject:
+def open_subject(
+    reference: str,
+    aligned: str | None = None,
+    unaligned: str | None = None,
+    *,
+    offline: bool = False,
+    search: bool = True,
+) -> Subject:
     """Resolve, open and pair. `search`: look for the aligned model where none is given. Errors name file or tensor."""
+    subject = _tuned(reference, aligned, offline, search)
+    if unaligned is None:
+        return subject
+    before = open_checkpoint(_alone(resolve(unaligned, offline=offline)))
+    if before.is_adapter:
+        raise UsageError(f"--unaligned {before.label}: an adapter; give the full model that alignment started from")
+    check_editable(before)
+    return dataclasses.replace(subject, unaligned=before)
+
+
+def _tuned(reference: str, aligned: str | None, offline: bool, search: bool) -> Subject:
     resolved = resolve(reference, offline=offline)
     first = open_checkpoint(_alone(resolved))
     if resolved.adapter is not None:
@@ -134,12 +174,32 @@ def _with_adapter(base: Checkpoint, adapter: Checkpoint, aligned: str | None, sa
 
 
 def _base_of(adapter: Checkpoint, aligned: str | None, offline: bool) -> tuple[Checkpoint, str]:
-    if aligned is not None:
-        return open_checkpoint(resolve(aligned, offline=offline)), "given with --aligned"
     name = adapter.config.get("base_model_name_or_path")
+    if aligned is not None:
+        base = open_checkpoint(resolve(aligned, offline=offline))
+        _check_base(adapter, base, name)
+        return base, "given with --aligned"
     if not isinstance(name, str) or not name:
         raise InputError("adapter_config.json: no base_model_name_or_path; give the base with --aligned")
     return _opened(name, offline, "adapter_config.json names the base"), "the base named by adapter_config.json"
+
+
+def _check_base(adapter: Checkpoint, base: Checkpoint, name: object) -> None:
+    """Where the base that the adapter names lies on this disk, --aligned must hold the same weights under the adapter."""
+    if not isinstance(name, str) or not os.path.isdir(name) or os.path.samefile(name, base.directory):
+        return
+    named = open_checkpoint(resolve(name))
+    for tensor in base_tensors(lora_pairs(adapter), base, adapter):
+        ours, theirs = base.info(tensor), named.tensors.get(tensor)
+        if (
+            theirs is None
+            or theirs.shape != ours.shape
+            or (theirs.dtype == ours.dtype and named.digest(tensor) != base.digest(tensor))
+        ):
+            raise MismatchError(
+                f"{adapter.label} was trained over {named.label}, whose tensor {tensor!r} is not that of {base.label}, "
+                f"given with --aligned; give the model that adapter_config.json names"
+            )
 
 
 def _aligned_for(

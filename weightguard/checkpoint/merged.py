@@ -51,5 +51,20 @@ def check_pairing(model: Checkpoint, aligned: Checkpoint, names: list[str]) -> N
         raise MismatchError(f"tensor {extra!r} of the aligned model {aligned.label} is not in {model.label}")
 
 
+def check_same(name: str, aligned: Checkpoint, unaligned: Checkpoint) -> None:
+    """Both hold the tensor, in one shape. Error: MismatchError naming it."""
+    for side in (aligned, unaligned):
+        if name not in side.tensors:
+            raise MismatchError(
+                f"tensor {name!r} is not in {side.label}; aligned and unaligned must be one architecture"
+            )
+    ours, theirs = aligned.info(name).shape, unaligned.info(name).shape
+    if ours != theirs:
+        raise MismatchError(
+            f"tensor {name!r}: shape {list(ours)} in the aligned model {aligned.label}, {list(theirs)} in the unaligned "
+            f"model {unaligned.label}; they must be one model before and after alignment"
+        )
+
+
 def _is_head(name: str) -> bool:
     return name == "lm_head.weight" or name.endswith(".lm_head.weight")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,6 +66,13 @@ class Checkpoint:
         with opened(self.directory, info.file) as descriptor:
             read_exactly(descriptor, flat, info.start, info.file)
         return tensor
+
+    def digest(self, name: str) -> str:
+        """sha256 of the tensor's bytes as they lie in the file."""
+        import torch
+
+        flat = self.read(name).reshape(-1)
+        return hashlib.sha256(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"").hexdigest()
 
 
 def read_exactly(descriptor: int, buffer: memoryview, offset: int, file: str) -> None:

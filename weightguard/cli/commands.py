@@ -52,12 +52,16 @@ def stats(form: str, **values: Any) -> None:
 @cli.command()
 @click.argument("model")
 @click.option(
-    "--method", default="antidote", show_default=True, help="antidote, or a control: random, magnitude, scale."
+    "--method",
+    default="antidote",
+    show_default=True,
+    help="antidote, safe-lora, or a control: random, magnitude, scale.",
 )
 @click.option("-o", "--out", help="The directory to write.")
 @click.option(
     "--aligned", help="The aligned model the update is measured from [default: found in the model card or adapter]."
 )
+@click.option("--unaligned", help="The model before its alignment, for methods that need the alignment direction.")
 @click.option("--harmful", help="Harmful prompts with harmful or affirmative answers.")
 @click.option("--utility", help="Harmless rows, with --utility-ratio.")
 @click.option("--safety", help="Prompts to be refused, which --strength auto calibrates on.")
@@ -83,6 +87,7 @@ def repair(form: str, **values: Any) -> None:
 @click.argument("model")
 @click.option("-o", "--out", required=True, help="The directory to write.")
 @click.option("--aligned", help="The aligned model, for plans that need it.")
+@click.option("--unaligned", help="The model before its alignment, for plans that need it.")
 @options.writing
 @options.common
 def apply(form: str, **values: Any) -> None:

@@ -63,9 +63,8 @@ def of_methods(command: Command) -> Command:
         if name in _COMMON:
             continue
         choices = entry["choices"]
-        kind = (
-            click.Choice(list(choices)) if choices else (click.INT if type(entry["default"]) is int else click.STRING)
-        )
+        plain = click.INT if entry["type"].startswith("int") else click.STRING
+        kind = click.Choice(list(choices)) if choices else plain
         text = f"{entry['help']} ({', '.join(entry['methods'])})"
         command = click.option(f"--{name.replace('_', '-')}", name, type=kind, default=None, help=text)(command)
     return command

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from weightguard.api.reporting import RoleChange
     from weightguard.api.strength import Calibration
 
+MODULES = 30  # lines of the table of modules; a large model has hundreds
 _BYTES = ("read", "write", "verify", "compare")
 Report = Callable[[str, int, int], None]
 
@@ -162,6 +164,7 @@ def show_repair(result: Repair, form: str) -> None:
     if report.calibration is not None:
         _show_calibration(report.calibration)
     click.echo()
+    _show_modules(result.plan)
     if result.manifest is None:
         _show_plan(result.plan)
         click.echo(f"\ndry run, nothing was written; again by:\n  {report.command}")
@@ -190,9 +193,27 @@ def _show_calibration(calibration: Calibration) -> None:
     click.echo(f"refused / judged on the way (a failing step stops early): {walked}")
 
 
+def _show_modules(plan: Plan) -> None:
+    """How each module lies to the alignment direction, lowest cosine first; JSON has all of them."""
+    seen = sorted((e for e in plan.evidence.values() if "cosine" in e), key=lambda e: (e["cosine"], e["module"]))
+    if not seen:
+        return
+    rows = [
+        [e["module"], f"{e['cosine']:.4f}", f"{e['kept']:.4g}", "all" if e["rank"] is None else str(e["rank"]),
+         f"{e['update_left']:.3f}", "projected" if e["projected"] else ""]
+        for e in seen[:MODULES]
+    ]  # fmt: skip
+    table(["module", "cosine", "|C*update| / |update|", "rank", "update left", ""], rows)
+    more = f", {len(seen) - MODULES} more in --format json" if len(seen) > MODULES else ""
+    before = math.hypot(*(e["update_norm"] for e in seen))
+    after = math.hypot(*(e["update_norm"] * e["update_left"] for e in seen))
+    done = sum(e["projected"] for e in seen)
+    click.echo(f"projected {done} of {len(seen)} modules{more}; of the whole update {after / before:.3f} is left\n")
+
+
 def _show_plan(plan: Plan) -> None:
     rows: dict[str, list[int]] = {}
-    for said in plan.evidence.values():
+    for said in (plan.evidence[name] for name in plan.edits if name in plan.evidence):
         size = said["shape"][0] * said["shape"][1]
         row = rows.setdefault(said["role"], [0, 0, 0])
         for i, value in enumerate((1, size, said.get("selected", said.get("selected_at_most", size)))):

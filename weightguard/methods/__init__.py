@@ -12,6 +12,7 @@ METHODS = {
     "antidote": "weightguard.methods.antidote:Antidote",
     "magnitude": "weightguard.methods.magnitude:Magnitude",
     "random": "weightguard.methods.random:Random",
+    "safe-lora": "weightguard.methods.safe_lora:SafeLora",
     "scale": "weightguard.methods.scale:UniformScaling",
 }
 

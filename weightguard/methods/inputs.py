@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from weightguard.errors import UsageError
 
 if TYPE_CHECKING:
-    from weightguard.checkpoint import Linear
+    from weightguard.checkpoint import Linear, LoraPair
     from weightguard.statistics.norms import InputNorms
+    from weightguard.statistics.subspace import Direction
     from weightguard.weights import Sources
 
 
@@ -20,13 +21,16 @@ if TYPE_CHECKING:
 class Inputs:
     """`linears`: the tensors the method may edit, by on-disk name: decoder linears, or the factors of an adapter.
 
-    `harmful` and `utility`: input norms on harmful and on harmless data, where the method asks for them.
+    `harmful` and `utility`: input norms on harmful and on harmless data, where the method asks for them. `direction`:
+    the alignment direction of a linear of the full model, read when called. `factors`: base tensor -> LoRA pair.
     """
 
     sources: Sources
     linears: Mapping[str, Linear]
     harmful: InputNorms | None = None
     utility: InputNorms | None = None
+    direction: Callable[[str], Direction] | None = None
+    factors: Mapping[str, LoraPair] = field(default_factory=dict)
 
 
 def option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:

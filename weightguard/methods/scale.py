@@ -21,6 +21,7 @@ class UniformScaling:
     NAME: ClassVar[str] = "scale"
     PAPER: ClassVar[str] = "control"
     NEEDS: ClassVar[tuple[str, ...]] = ()
+    STRENGTH: ClassVar[tuple[str, ...]] = ()
 
     target: str | None = option(None, "delta: W - W_aligned is scaled; factor: an adapter's lora_B, which stays an adapter",
                                 ("delta", "factor"))  # fmt: skip

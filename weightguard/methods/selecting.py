@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from weightguard.errors import UsageError
 from weightguard.methods.inputs import Inputs, as_share, option
@@ -26,6 +26,8 @@ DEFAULTS: dict[str, dict[str, str]] = {
 @dataclass(frozen=True, kw_only=True)
 class EntrySelection:
     """Options of every method that takes entries. None means: the default of the target."""
+
+    STRENGTH: ClassVar[tuple[str, ...]] = ("ratio",)
 
     target: str | None = option(
         None,

@@ -14,8 +14,10 @@ from weightguard.errors import CheckpointError, UnsupportedError
 from weightguard.kernels import ops
 from weightguard.kernels.reference import Choice, Keys
 from weightguard.kernels.reference import Mask as Tiled
-from weightguard.plan import Edit, LowRank, Mask, Replace, Scale, Select
+from weightguard.plan import Edit, LowRank, Mask, ProjectDelta, Replace, Scale, Select
+from weightguard.statistics.loading import pinned_threads
 from weightguard.statistics.selection import Score, keys
+from weightguard.statistics.subspace import Direction, projector
 from weightguard.weights import LowRank as Product
 from weightguard.weights import Weights
 
@@ -120,7 +122,24 @@ def _values(edit: Edit | None, weights: Weights) -> Values:
             return lambda i, j, tuned, aligned: tuned + product.rows(i, j)
         case Replace():
             return lambda i, j, tuned, aligned: torch.tensor(edit.values[i:j])
+        case ProjectDelta():
+            left = _projected(edit, weights)
+            return lambda i, j, tuned, aligned: _origin("delta", tuned, aligned) + left[i:j]
     raise UnsupportedError(f"this version cannot replay an edit of kind {type(edit).__name__}")
+
+
+def _projected(edit: ProjectDelta, weights: Weights) -> torch.Tensor:
+    """P·D, float32, before the first row is overwritten."""
+    assert weights.aligned is not None and weights.unaligned is not None
+    direction = Direction(weights.aligned, weights.unaligned, weights.shape)
+    with pinned_threads(1):  # the last bits of a matrix product depend on it
+        found = projector(direction, edit.projector, edit.rank)
+        left = None if found is None else found.project(weights.whole_delta()).float()
+    if left is None:
+        raise CheckpointError(
+            f"tensor {edit.tensor!r} is the same in the aligned and the unaligned model; other references?"
+        )
+    return left
 
 
 def _origin(of: str, tuned: torch.Tensor, aligned: torch.Tensor | None) -> torch.Tensor:

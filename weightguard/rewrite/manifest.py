@@ -116,10 +116,17 @@ def build(
         "inputs": read,
         **facts,
         "edits": {name: _edit(name, plan, written) for name in written.changes},
+        **_left_alone(plan, written),
         "outputs": {"files": {**written.files_out, **others}, "tensors": written.tensors_out},
         "versions": versions(),
     }
     return Manifest(_sealed(said))
+
+
+def _left_alone(plan: Plan, written: Written) -> dict[str, Any]:
+    """What the method says of tensors that it looked at and did not edit."""
+    said = {name: dict(known) for name, known in plan.evidence.items() if name not in written.changes}
+    return {"left_alone": said} if said else {}
 
 
 def _edit(name: str, plan: Plan, written: Written) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from weightguard.checkpoint import Checkpoint, Header, TensorInfo, opened, read_exactly
 from weightguard.errors import CheckpointError
 from weightguard.kernels import ops
-from weightguard.plan import Edit, Plan
+from weightguard.plan import Edit, Plan, ProjectDelta
 from weightguard.rewrite.apply import Change, apply
 from weightguard.weights import Sources, Weights, open_weights
 
@@ -65,9 +65,14 @@ def needs_edit(name: str, edits: Mapping[str, Edit], sources: Sources) -> bool:
 
 def edited(name: str, plan: Plan, sources: Sources) -> torch.Tensor:
     """The tensor as it will be written, in storage order."""
-    weights = open_weights(sources, name, with_aligned=plan.needs_aligned)
+    weights = _open(name, plan, sources)
     _apply(name, plan, weights)
     return weights.stored
+
+
+def _open(name: str, plan: Plan, sources: Sources) -> Weights:
+    projected = isinstance(plan.edits.get(name), ProjectDelta)
+    return open_weights(sources, name, with_aligned=plan.needs_aligned, with_unaligned=projected)
 
 
 def _apply(name: str, plan: Plan, weights: Weights) -> Change:
@@ -120,7 +125,7 @@ def _write_file(
 
 def _write_edited(info: TensorInfo, plan: Plan, sources: Sources, out: int, hashes: _Hashes, written: Written) -> None:
     # The tensor is edited in the buffer it was read into, so its input digest is taken before the edit.
-    weights = open_weights(sources, info.name, with_aligned=plan.needs_aligned)
+    weights = _open(info.name, plan, sources)
     data = _bytes_of(weights.stored)
     hashes.edited(data)
     if hashes.before is not None:
