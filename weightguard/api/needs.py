@@ -53,6 +53,7 @@ def gather(method: Any, subject: Subject, data: Data, running: Running, notes: N
     sources = subject.sources(method.target)
     check_companions(sources.model)
     _refuse_unused(method, data)
+    notes.add(*_outside(subject))
     inputs: dict[str, Any] = {}
     if "harmful" in method.NEEDS:
         inputs["harmful"] = _statistics(method, subject, data, running, notes, progress)
@@ -61,6 +62,15 @@ def gather(method: Any, subject: Subject, data: Data, running: Running, notes: N
         inputs["direction"] = subject.direction
         inputs["factors"] = subject.factor_pairs() if method.target == "factor" else {}
     return Inputs(sources, subject.editable(method.target, method.scope), **inputs)
+
+
+def _outside(subject: Subject) -> list[str]:
+    """Adapted modules that no scope holds, such as a head."""
+    if subject.adapter is None:
+        return []
+    others = [name for name in subject.factor_pairs() if name not in subject.named]
+    said = f"{len(others)} adapted modules outside the decoder blocks (first: {others[0]})" if others else ""
+    return [f"{said} are not repaired: their update stays as it is"] if others else []
 
 
 def _refuse_unused(method: Any, data: Data) -> None:

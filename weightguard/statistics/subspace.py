@@ -64,10 +64,10 @@ class Direction:
             for _, _, rows in self.blocks():
                 product += rows.T @ rows
             return product
-        left = torch.cat(
-            [rows.float() for _, _, rows in self.blocks()]
-        )  # one float32 copy: every row meets every other
-        return torch.cat([rows @ left.double().T for _, _, rows in self.blocks()])
+        return torch.cat([self._against_all(rows) for _, _, rows in self.blocks()])
+
+    def _against_all(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.cat([rows @ others.T for _, _, others in self.blocks()], dim=1)
 
     def times_gram(self, x: torch.Tensor) -> torch.Tensor:
         """V·Vᵀ·x for x (out, n), by the cheaper side."""
@@ -141,18 +141,18 @@ def _above_floor(squares: torch.Tensor, direction: Direction) -> int:
 def rounding_floor(direction: Direction) -> float:
     """The largest singular value that rounding both sides to their stored dtype gives to V all by itself.
 
-    u·0.82·std(W)·(√out + √in)·√2: the edge of a random matrix whose entries are the rounding errors of both sides.
+    u·0.82·(√out + √in)·√(var W_aligned + var W_unaligned): the edge of a random matrix whose entries are rounding errors.
     """
-    out, width = direction.shape
-    sums = [(float(w.sum()), float((w * w).sum())) for w in _aligned_blocks(direction)]
-    mean = math.fsum(s for s, _ in sums) / (out * width)
-    spread = math.sqrt(max(0.0, math.fsum(q for _, q in sums) / (out * width) - mean * mean))
-    return direction.rounding * 0.82 * spread * (math.sqrt(out) + math.sqrt(width)) * math.sqrt(2)
+    spread = math.sqrt(_variance(direction.aligned, direction.shape) + _variance(direction.unaligned, direction.shape))
+    return direction.rounding * 0.82 * spread * (math.sqrt(direction.shape[0]) + math.sqrt(direction.shape[1]))
 
 
-def _aligned_blocks(direction: Direction) -> Iterator[torch.Tensor]:
-    for start, stop in ops.tiles(direction.shape):
-        yield direction.aligned(start, stop).double()
+def _variance(side: Rows, shape: tuple[int, int]) -> float:
+    blocks = (side(start, stop).double() for start, stop in ops.tiles(shape))
+    sums = [(float(w.sum()), float((w * w).sum())) for w in blocks]
+    count = shape[0] * shape[1]
+    mean = math.fsum(s for s, _ in sums) / count
+    return max(0.0, math.fsum(q for _, q in sums) / count - mean * mean)
 
 
 def largest_square(direction: Direction) -> float:
