@@ -23,6 +23,7 @@ class Inputs:
 
     `harmful` and `utility`: input norms on harmful and on harmless data, where the method asks for them. `direction`:
     the alignment direction of a linear of the full model, read when called. `factors`: base tensor -> LoRA pair.
+    `kept`: what a method measured and will need again at the next strength; never part of a result.
     """
 
     sources: Sources
@@ -31,6 +32,7 @@ class Inputs:
     utility: InputNorms | None = None
     direction: Callable[[str], Direction] | None = None
     factors: Mapping[str, LoraPair] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 def option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:

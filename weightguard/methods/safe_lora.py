@@ -99,8 +99,10 @@ class SafeLora:
 
         if self.number == 0 or (self.strength is not None and Decimal(str(self.strength)) == 0):
             return Plan(self.NAME, self.PAPER, str(self.target), settings(self), {})
-        with pinned_threads(1):  # the last bits of a matrix product depend on it
-            modules = list(self._modules(inputs))
+        if "modules" not in inputs.kept:
+            with pinned_threads(1):  # the last bits of a matrix product depend on it
+                inputs.kept["modules"] = list(self._modules(inputs))
+        modules: list[_Module] = inputs.kept["modules"]
         self._check_directions(modules)
         chosen = self._chosen([m for m in modules if m.counts])
         edits = {m.name: e for m in modules if (e := self._edit(m, m.name in chosen)) is not None}
