@@ -279,6 +279,13 @@ def test_an_adapter_over_another_model_is_refused(checkpoint: Build, adapter: Bu
         other.repair(tmp_path / "out", number=1)
 
 
+def test_sides_of_different_dtypes_are_said(checkpoint: Build, adapter: Build, tmp_path: Path) -> None:
+    case = llama(checkpoint, adapter)
+    other = Case(case.aligned, checkpoint("llama", "bfloat16", kind="aligned"), case.lora, {})
+    notes = other.repair(None, number=1, dry_run=True).report.notes
+    assert any("stored as F32 and BF16" in note for note in notes)
+
+
 def test_an_unaligned_model_of_another_width_is_named(checkpoint: Build, adapter: Build, tmp_path: Path) -> None:
     case = llama(checkpoint, adapter)
     other = Case(case.aligned, checkpoint("llama", intermediate_size=28), case.lora, {})

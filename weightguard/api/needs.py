@@ -59,6 +59,7 @@ def gather(method: Any, subject: Subject, data: Data, running: Running, notes: N
         inputs["harmful"] = _statistics(method, subject, data, running, notes, progress)
         inputs["utility"] = _utility(method, subject, data, running, notes, progress)
     if "unaligned" in method.NEEDS:
+        notes.add(*_unlike(subject))
         inputs["direction"] = subject.direction
         inputs["factors"] = subject.factor_pairs() if method.target == "factor" else {}
     return Inputs(sources, subject.editable(method.target, method.scope), **inputs)
@@ -71,6 +72,16 @@ def _outside(subject: Subject) -> list[str]:
     others = [name for name in subject.factor_pairs() if name not in subject.named]
     said = f"{len(others)} adapted modules outside the decoder blocks (first: {others[0]})" if others else ""
     return [f"{said} are not repaired: their update stays as it is"] if others else []
+
+
+def _unlike(subject: Subject) -> list[str]:
+    """What to know where the two sides of the alignment direction are stored in different dtypes."""
+    sides = [side for side in (subject.aligned, subject.unaligned) if side is not None]
+    kinds = [{side.info(n).dtype for n in subject.named if n in side.tensors} for side in sides]
+    if len(kinds) < 2 or kinds[0] == kinds[1]:
+        return []
+    said = " and ".join("/".join(sorted(kind)) for kind in kinds)
+    return [f"aligned and unaligned are stored as {said}: their difference holds the rounding of the coarser one"]
 
 
 def _refuse_unused(method: Any, data: Data) -> None:
