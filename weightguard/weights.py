@@ -74,28 +74,53 @@ class Weights:
         return torch.cat([self.delta(*tile) for tile in ops.tiles(self.shape)])
 
 
-def open_weights(sources: Sources, name: str, *, with_aligned: bool, with_unaligned: bool = False) -> Weights:
-    """Read one tensor and what it is compared with. NaN or infinity in either is a CheckpointError."""
-    weights = _opened(sources, name, with_aligned)
+class Memory:
+    """Room for tensors that are read one after the other into the same place.
+
+    Fresh memory of a tensor's size comes from the system as zeroed pages, which costs more than reading the tensor.
+    What was read into a place is gone when the next is read into it.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[str, torch.Tensor] = {}
+
+    def place(self, name: str, nbytes: int) -> torch.Tensor:
+        """uint8 memory of at least nbytes."""
+        if name not in self._places or len(self._places[name]) < nbytes:
+            self._places.pop(name, None)  # freed before the larger one is taken
+            self._places[name] = torch.empty(nbytes, dtype=torch.uint8)
+        return self._places[name]
+
+
+def open_weights(
+    sources: Sources, name: str, *, with_aligned: bool, with_unaligned: bool = False, memory: Memory | None = None
+) -> Weights:
+    """Read one tensor and what it is compared with. NaN or infinity in either is a CheckpointError.
+
+    memory: where to read it to; the weights are then good until the next are opened with it.
+    """
+    weights = _opened(sources, name, with_aligned, memory)
     if not with_unaligned:
         return weights
     assert sources.unaligned is not None, "a projection needs the unaligned checkpoint"
-    return dataclasses.replace(weights, unaligned=logical_rows(sources.unaligned, name, sources.linears))
+    return dataclasses.replace(weights, unaligned=logical_rows(sources.unaligned, name, sources.linears, memory))
 
 
-def logical_rows(checkpoint: Checkpoint, name: str, linears: Mapping[str, Linear]) -> Rows:
+def logical_rows(
+    checkpoint: Checkpoint, name: str, linears: Mapping[str, Linear], memory: Memory | None = None
+) -> Rows:
     """A tensor of one checkpoint, read now, as row blocks in logical order and the working dtype."""
-    tensor = finite(checkpoint, name)
+    tensor = finite(checkpoint, name, memory, "unaligned")
     return _blocks(_turned(tensor, name in linears and linears[name].transposed), _working(tensor.dtype))
 
 
-def _opened(sources: Sources, name: str, with_aligned: bool) -> Weights:
-    stored = finite(sources.model, name)
+def _opened(sources: Sources, name: str, with_aligned: bool, memory: Memory | None) -> Weights:
+    stored = finite(sources.model, name, memory)
     if sources.merged is not None and name in sources.merged.pairs:
         return _over_base(sources, name, stored)
     logical = _turned(stored, _is_transposed(sources, name))
     work = _working(stored.dtype)
-    reference = _reference(sources, name) if with_aligned else None
+    reference = _reference(sources, name, memory) if with_aligned else None
     origin = None if reference is None else _turned(reference, _is_transposed(sources, name))
     aligned = None if origin is None else _blocks(origin, work)
     return Weights(stored, logical, _blocks(logical, work), aligned, reference, origin)
@@ -109,9 +134,9 @@ def _is_transposed(sources: Sources, name: str) -> bool:
     return name in sources.linears and sources.linears[name].transposed
 
 
-def _reference(sources: Sources, name: str) -> torch.Tensor:
+def _reference(sources: Sources, name: str, memory: Memory | None) -> torch.Tensor:
     assert sources.aligned is not None, "a delta edit needs the aligned checkpoint"
-    return finite(sources.aligned, name)
+    return finite(sources.aligned, name, memory, "aligned")
 
 
 def _over_base(sources: Sources, name: str, stored: torch.Tensor) -> Weights:
@@ -147,9 +172,9 @@ def low_rank(adapter: Checkpoint, pair: LoraPair) -> LowRank:
     return LowRank(finite(adapter, pair.b).double(), finite(adapter, pair.a).double(), pair.scaling)
 
 
-def finite(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+def finite(checkpoint: Checkpoint, name: str, memory: Memory | None = None, place: str = "stored") -> torch.Tensor:
     """The tensor, once it is known to hold no NaN and no infinity."""
-    tensor = checkpoint.read(name)
+    tensor = checkpoint.read(name, None if memory is None else memory.place(place, checkpoint.info(name).nbytes))
     if not ops.is_finite(tensor):
         raise CheckpointError(
             f"{checkpoint.info(name).file}: tensor {name!r} holds NaN or infinity; such weights cannot be scored or repaired"

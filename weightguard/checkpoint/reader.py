@@ -54,14 +54,18 @@ class Checkpoint:
             raise CheckpointError(f"{self.label}: no tensor {name!r}")
         return self.tensors[name]
 
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor in fresh memory of its own (never a map of the file, which another process could cut)."""
+    def read(self, name: str, into: torch.Tensor | None = None) -> torch.Tensor:
+        """The tensor in memory of its own (never a map of the file, which another process could cut).
+
+        into: uint8 memory of at least its size to read into; without it, fresh memory.
+        """
         import torch
 
         info = self.info(name)
         if info.dtype not in FLOATS:
             raise UnsupportedError(f"{info.file}: tensor {name!r} is {info.dtype}, not a float type that can be edited")
-        tensor = torch.empty(info.shape, dtype=getattr(torch, _TORCH[info.dtype]))
+        memory = torch.empty(info.nbytes, dtype=torch.uint8) if into is None else into[: info.nbytes]
+        tensor = memory.view(getattr(torch, _TORCH[info.dtype])).reshape(info.shape)
         flat = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if info.nbytes else memoryview(b"")
         with opened(self.directory, info.file) as descriptor:
             read_exactly(descriptor, flat, info.start, info.file)

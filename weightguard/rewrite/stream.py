@@ -16,7 +16,7 @@ from weightguard.errors import CheckpointError
 from weightguard.kernels import ops
 from weightguard.plan import Edit, Plan, ProjectDelta
 from weightguard.rewrite.apply import Change, apply
-from weightguard.weights import Sources, Weights, open_weights
+from weightguard.weights import Memory, Sources, Weights, open_weights
 
 CHUNK = 4 << 20
 Progress = Callable[[int], None]
@@ -65,14 +65,14 @@ def needs_edit(name: str, edits: Mapping[str, Edit], sources: Sources) -> bool:
 
 def edited(name: str, plan: Plan, sources: Sources) -> torch.Tensor:
     """The tensor as it will be written, in storage order."""
-    weights = _open(name, plan, sources)
+    weights = _open(name, plan, sources, None)
     _apply(name, plan, weights)
     return weights.stored
 
 
-def _open(name: str, plan: Plan, sources: Sources) -> Weights:
+def _open(name: str, plan: Plan, sources: Sources, memory: Memory | None) -> Weights:
     projected = isinstance(plan.edits.get(name), ProjectDelta)
-    return open_weights(sources, name, with_aligned=plan.needs_aligned, with_unaligned=projected)
+    return open_weights(sources, name, with_aligned=plan.needs_aligned, with_unaligned=projected, memory=memory)
 
 
 def _apply(name: str, plan: Plan, weights: Weights) -> Change:
@@ -95,14 +95,21 @@ def write_weights(
     plan: Plan, sources: Sources, directory: Path, progress: Progress, *, hashing: bool = True
 ) -> Written:
     """Write every weight file of the plan's output into `directory`; each is synced to disk before the next."""
-    written = Written()
+    written, memory = Written(), Memory()
     for file in sources.model.layout.files:
-        _write_file(file, plan, sources, directory / file, written, progress, hashing)
+        _write_file(file, plan, sources, directory / file, memory, written, progress, hashing)
     return written
 
 
 def _write_file(
-    file: str, plan: Plan, sources: Sources, path: Path, written: Written, progress: Progress, hashing: bool
+    file: str,
+    plan: Plan,
+    sources: Sources,
+    path: Path,
+    memory: Memory,
+    written: Written,
+    progress: Progress,
+    hashing: bool,
 ) -> None:
     header = sources.model.headers[file]
     hashes = _Hashes(hashing)
@@ -113,7 +120,7 @@ def _write_file(
         hashes.both(header.raw)
         for info in sorted(header.tensors.values(), key=lambda t: t.start):
             if needs_edit(info.name, plan.edits, sources):
-                _write_edited(info, plan, sources, out.fileno(), hashes, written)
+                _write_edited(info.name, plan, _open(info.name, plan, sources, memory), out.fileno(), hashes, written)
             else:
                 _copy(info, source, out.fileno(), hashes, written)
             progress(info.nbytes)
@@ -123,19 +130,18 @@ def _write_file(
         written.files_in[file], written.files_out[file] = hashes.before.hexdigest(), hashes.after.hexdigest()
 
 
-def _write_edited(info: TensorInfo, plan: Plan, sources: Sources, out: int, hashes: _Hashes, written: Written) -> None:
-    # The tensor is edited in the buffer it was read into, so its input digest is taken before the edit.
-    weights = _open(info.name, plan, sources)
+def _write_edited(name: str, plan: Plan, weights: Weights, out: int, hashes: _Hashes, written: Written) -> None:
+    # The tensor is edited in the memory it was read into, so its input digest is taken before the edit.
     data = _bytes_of(weights.stored)
     hashes.edited(data)
     if hashes.before is not None:
-        written.tensors_in[info.name] = hashlib.sha256(data).hexdigest()
+        written.tensors_in[name] = hashlib.sha256(data).hexdigest()
         if weights.reference is not None:
-            written.aligned[info.name] = hashlib.sha256(_bytes_of(weights.reference)).hexdigest()
-    written.changes[info.name] = _apply(info.name, plan, weights)
+            written.aligned[name] = hashlib.sha256(_bytes_of(weights.reference)).hexdigest()
+    written.changes[name] = _apply(name, plan, weights)
     hashes.changed(data)
     if hashes.after is not None:
-        written.tensors_out[info.name] = hashlib.sha256(data).hexdigest()
+        written.tensors_out[name] = hashlib.sha256(data).hexdigest()
     write_all(out, data)
 
 
