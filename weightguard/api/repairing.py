@@ -13,11 +13,14 @@ from weightguard.api.reporting import Report, changes_of
 from weightguard.api.strength import Calibration, weakest
 from weightguard.api.subject import Subject, open_subject
 from weightguard.checkpoint.writer import check_free, write_file
-from weightguard.errors import UsageError
+from weightguard.errors import MismatchError, UsageError
 from weightguard.methods import method_class
-from weightguard.methods.inputs import Inputs, as_share, settings
+from weightguard.methods.inputs import Inputs
+from weightguard.options import as_share, configured, settings
 
 if TYPE_CHECKING:
+    from weightguard.checkpoint import Checkpoint
+    from weightguard.neurons import Neurons
     from weightguard.plan import Plan
     from weightguard.rewrite import Manifest
     from weightguard.statistics.norms import InputNorms
@@ -32,6 +35,7 @@ class Data:
     safety: str | None = None
     stats: str | None = None
     limit: int | None = None
+    neurons: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,17 +113,11 @@ def _label(plan: Plan, subject: Subject) -> str | None:
 
 
 def _configured(name: str, options: Mapping[str, Any], strength: str | float | None) -> Any:
-    cls = method_class(name)
-    lacking = [key for key in options if key not in cls.__dataclass_fields__]
-    if lacking:
-        raise UsageError(f"--{lacking[0].replace('_', '-')} is not an option of --method {name}")
-    for key, value in options.items():
-        choices = cls.__dataclass_fields__[key].metadata.get("choices")
-        if choices and value not in (None, *choices):
-            raise UsageError(f"--{key.replace('_', '-')} {value}: must be one of {', '.join(choices)}")
-    method = cls(**options)
+    method = configured(method_class(name), f"--method {name}", options)
     if strength is None:
         return method
+    if not hasattr(method, "with_strength"):
+        raise UsageError(f"--strength is not an option of --method {name}, which has no strength")
     if method.strength is not None:
         raise UsageError("--strength and --ratio set the same thing; give one of them")
     return method if strength == "auto" else method.with_strength(as_share(strength, "strength"))
@@ -147,7 +145,7 @@ def _check_apart(output: Output, subject: Subject) -> None:
 
 
 def _fallback_note(method: Any, subject: Subject, options: Mapping[str, Any]) -> tuple[str, ...]:
-    if method.target != "weight" or options.get("target") is not None:
+    if method.target != "weight" or options.get("target") is not None or not hasattr(method, "ratio"):
         return ()
     return (
         f"no aligned reference given or found, so entries of the merged weights become zero (ratio {method.ratio} of each "
@@ -162,11 +160,13 @@ def _inputs(method: Any, subject: Subject, data: Data, running: Running, notes: 
     sources = subject.sources(method.target)
     check_companions(sources.model)
     linears = subject.editable(method.target, method.scope)
+    if "neurons" not in method.NEEDS and data.neurons is not None:
+        raise UsageError(f"--neurons is not used by --method {method.NAME}")
     if "harmful" not in method.NEEDS:
         unused = [f"--{key}" for key in ("harmful", "utility", "stats") if getattr(data, key) is not None]
         if unused:
             raise UsageError(f"{unused[0]} is not used by --method {method.NAME}, which looks at no data")
-        return Inputs(sources, linears)
+        return Inputs(sources, linears, neurons=_neurons(method, subject, data, notes))
     harmful = _statistics(method, subject, data, running, notes, progress)
     utility = None
     if getattr(method, "utility_ratio", None) is not None:
@@ -178,6 +178,35 @@ def _inputs(method: Any, subject: Subject, data: Data, running: Running, notes: 
     elif data.utility is not None:
         raise UsageError("--utility needs --utility-ratio, the share of entries to leave alone")
     return Inputs(sources, linears, harmful, utility)
+
+
+def _neurons(method: Any, subject: Subject, data: Data, notes: _Notes) -> Neurons | None:
+    """The neurons of a method that asks for them, once they are known to belong to what it edits. Error: MismatchError."""
+    from weightguard.neurons import Neurons
+
+    if "neurons" not in method.NEEDS:
+        return None
+    if data.neurons is None:
+        raise UsageError(f"--method {method.NAME} needs --neurons, a file written by weightguard neurons")
+    found = Neurons.load(Path(data.neurons))
+    if method.target == "delta" and subject.aligned is not None and _is_of(found, subject.aligned):
+        notes.add("the neurons were found in the aligned model")
+    elif subject.adapter is not None:
+        raise MismatchError(
+            "the neurons were not found in the base of this adapter; find them there with weightguard neurons"
+        )
+    else:
+        found.check_fits(subject.model)
+        notes.add("the neurons were found in the model that is edited")
+    return found
+
+
+def _is_of(neurons: Neurons, checkpoint: Checkpoint) -> bool:
+    try:
+        neurons.check_fits(checkpoint)
+    except MismatchError:
+        return False
+    return True
 
 
 def _statistics(
@@ -230,6 +259,10 @@ def _planned(
 
 def _facts(command: str, notes: _Notes, inputs: Inputs, calibration: Calibration | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"command": command, "notes": notes.said}
+    if inputs.neurons is not None:
+        found = inputs.neurons
+        facts["neurons"] = {"sha256": found.digest(), "kind": found.kind, "options": dict(found.options),
+                            "data": found.facts.get("data", {})}  # fmt: skip
     for role in ("harmful", "utility"):
         norms = getattr(inputs, role)
         if norms is not None:
@@ -272,7 +305,12 @@ def command_line(name: str, method: Any, subject: Subject, data: Data, strength:
     words = ["weightguard", "repair", model, "--method", name]
     if subject.adapter is None and subject.aligned is not None and method.target == "delta":
         words += ["--aligned", "ALIGNED"]
-    words += [w for role in ("harmful", "utility", "stats") if getattr(data, role) for w in (f"--{role}", role.upper())]
+    words += [
+        w
+        for role in ("harmful", "utility", "stats", "neurons")
+        if getattr(data, role)
+        for w in (f"--{role}", role.upper())
+    ]
     said = {
         k: v for k, v in settings(method).items() if k not in ("strength", *(["ratio"] if strength == "auto" else []))
     }

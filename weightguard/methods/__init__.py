@@ -12,6 +12,9 @@ METHODS = {
     "antidote": "weightguard.methods.antidote:Antidote",
     "magnitude": "weightguard.methods.magnitude:Magnitude",
     "random": "weightguard.methods.random:Random",
+    "restore": "weightguard.methods.restore:Restore",
+    "prune": "weightguard.methods.prune:Prune",
+    "remove-ranks": "weightguard.methods.remove_ranks:RemoveRanks",
     "scale": "weightguard.methods.scale:UniformScaling",
 }
 
