@@ -2,7 +2,8 @@
 
 Π_s projects on the top r_s output directions of a linear on safety data, Π_u on the top r_u on utility data; what the paper
 removes is (I − Π_u) Π_s W, kept here as left·right. Published ranks are counts; here they are shares of min(out, in), so
-that narrow keys and values (GQA) get their own count; the default shares are ours. Directions come from Gram matrices, so nothing is drawn at random.
+that narrow keys and values (GQA) get their own count, and the default shares are ours. Directions come from Gram matrices,
+so nothing is drawn at random.
 """
 
 from __future__ import annotations
