@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "weightguard"
 MAY = {
     "errors": set(),
     "bits": set(),
+    "options": set(),
     "checkpoint": set(),
     "kernels": set(),
     "data": set(),
@@ -19,7 +20,8 @@ MAY = {
     "statistics": {"checkpoint", "kernels", "data", "weights"},
     "plan": {"bits", "checkpoint"},
     "neurons": {"bits", "checkpoint"},
-    "methods": {"checkpoint", "neurons", "statistics", "weights", "plan"},
+    "locate": {"bits", "checkpoint", "data", "kernels", "neurons", "options", "statistics", "weights"},
+    "methods": {"bits", "checkpoint", "neurons", "options", "statistics", "weights", "plan"},
     "rewrite": {"bits", "checkpoint", "kernels", "statistics", "weights", "plan"},
     "validate": {"checkpoint", "data", "statistics"},
     "lab": set(),
@@ -29,8 +31,10 @@ MAY = {
         "data",
         "kernels",
         "lab",
+        "locate",
         "methods",
         "neurons",
+        "options",
         "plan",
         "rewrite",
         "statistics",
@@ -38,14 +42,16 @@ MAY = {
         "weights",
     },
     "cli": {"api"},
-    "__init__": {"api"},
+    "__init__": {"api", "neurons"},
     "__main__": {"cli"},
 }
 STANDARD_ONLY = {"errors"}
 # Imported inside functions only, and only there.
 HEAVY = {"transformers": {"statistics", "validate", "lab"}, "peft": {"statistics", "validate", "lab"}}
 NO_TORCH_AT_TOP = {
+    "locate",
     "methods",
+    "options",
     "cli",
     "api",
     "checkpoint",
@@ -99,7 +105,7 @@ def _wrong(part: str, path: Path, name: list[str], top: bool) -> list[str]:
         other = name[1] if len(name) > 1 else "__init__"
         wrong = [] if other in (part, "errors") or other in MAY[part] else [f"{part} must not import {other}"]
         if part == "methods" and other == "methods" and len(name) > 2 and path.stem != "__init__":
-            shared = {"inputs", "selecting"}
+            shared = {"inputs", "masking", "selecting"}
             wrong += [] if name[2] in shared else [f"methods never import each other ({name[2]})"]
         return wrong
     if part in STANDARD_ONLY and name[0] not in sys.stdlib_module_names:

@@ -6,9 +6,11 @@ result = wg.repair("org/model", method="antidote", aligned="org/aligned", harmfu
 
 from __future__ import annotations
 
-from weightguard.api import apply, demo, inspect, repair, stats, verify
+# Loaded before the function of the same name is bound: a submodule takes its name in the package when it is first loaded.
+import weightguard.neurons  # noqa: F401
+from weightguard.api import apply, demo, inspect, neurons, repair, stats, verify
 
-__all__ = ["__version__", "apply", "demo", "inspect", "repair", "stats", "verify"]
+__all__ = ["__version__", "apply", "demo", "inspect", "neurons", "repair", "stats", "verify"]
 
 
 def __getattr__(name: str) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy
 import pytest
 
+from weightguard.checkpoint import open_checkpoint, resolve
 from weightguard.checkpoint.writer import safetensors_bytes
+from weightguard.neurons import Neurons, Part, tensor_digest
 
 HIDDEN, MIDDLE, LAYERS, VOCABULARY = 12, 20, 2, 17
 SHAPES = {
@@ -74,6 +76,29 @@ def statistics_bytes() -> bytes:
     return safetensors_bytes(sums, {"format": "np", "weightguard_statistics": json.dumps(said)})
 
 
+def neurons_bytes(model: Path, method: str) -> bytes:
+    """Neurons of the forms the method takes, found in `model` by nobody: entries, whole rows and columns, or ranks."""
+    checkpoint = open_checkpoint(resolve(str(model)))
+    parts = {
+        name: _ranks(name, shape) if method == "remove-ranks" else _marks(name, shape)
+        for name, shape in linears().items()
+    }
+    digests = {name: tensor_digest(checkpoint, name) for name in parts}
+    return Neurons("made", "none", {}, parts, digests).to_bytes()
+
+
+def _marks(name: str, shape: tuple[int, int]) -> Part:
+    form = {"q_proj": "rows", "down_proj": "columns"}.get(name.split(".")[-2], "entries")
+    if form == "entries":
+        return Part.of_entries(integers("m" + name, shape, 3) > 0)
+    return Part.of_units(form, numpy.arange(shape[form == "columns"]) % 3 == 0, shape)
+
+
+def _ranks(name: str, shape: tuple[int, int]) -> Part:
+    left, right = integers("l" + name, (shape[0], 2), 8), integers("r" + name, (2, shape[1]), 8)
+    return Part("rank", shape, left=left, right=right)
+
+
 @pytest.fixture(scope="session")
 def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `tuned`, `aligned` and `unaligned` checkpoints and the statistics file `stats`."""
@@ -82,6 +107,8 @@ def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(root / "tuned", "tuned")
     save(root / "unaligned", "before")
     (root / "stats").write_bytes(statistics_bytes())
+    for method in ("restore", "prune", "remove-ranks"):
+        (root / f"neurons-{method}").write_bytes(neurons_bytes(root / "tuned", method))
     return root
 
 

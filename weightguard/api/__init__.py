@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightguard.errors import UsageError
-
 if TYPE_CHECKING:
     from weightguard.api.demonstrating import Demo
     from weightguard.api.inspecting import Inspection
+    from weightguard.api.locating import Located
     from weightguard.api.repairing import Repair
     from weightguard.api.reporting import RoleChange
     from weightguard.rewrite import Manifest, Verified
@@ -76,6 +75,38 @@ def stats(
     return norms
 
 
+def neurons(
+    model: str,
+    *,
+    kind: str = "set-difference",
+    safety: str | None = None,
+    utility: str | None = None,
+    like: str | Path | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    limit: int | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int | None = None,
+    max_length: int = 2048,
+    offline: bool = False,
+    progress: Progress = silent,
+    **options: Any,
+) -> Located:
+    """Find where safety lies in an aligned model: weights, units, ranks, or learning rates; written to `out` if given.
+
+    safety: prompts with the aligned behaviour; a row without an answer gets the model's own. options: the fields of the
+    kind (`weightguard.locate`). Errors: the tree in `weightguard.errors`.
+    """
+    from weightguard.api.collect import Running
+    from weightguard.api.locating import Sets, run_neurons
+
+    sets = Sets(safety, utility, _text(like), limit)
+    target = None if out is None else Path(out)
+    running = Running(device, dtype, threads, max_length)
+    return run_neurons(str(model), kind, options, sets, target, force, running, offline, progress)
+
+
 def repair(
     model: str,
     *,
@@ -87,6 +118,7 @@ def repair(
     safety: str | None = None,
     stats: str | Path | None = None,
     unaligned: str | None = None,
+    neurons: str | Path | None = None,
     strength: str | float | None = None,
     limit: int | None = None,
     dry_run: bool = False,
@@ -115,7 +147,7 @@ def repair(
         options,
         aligned=aligned,
         strength=strength,
-        data=Data(harmful, utility, safety, _text(stats), unaligned, limit),
+        data=Data(harmful, utility, safety, _text(stats), unaligned, _text(neurons), limit),
         output=Output(_text(out), force, dry_run, _text(save_plan), verify_write),
         running=Running(device, dtype, threads, max_length),
         offline=offline,
@@ -187,15 +219,31 @@ def demo(directory: str | Path, *, seed: int = 0, force: bool = False, progress:
 
 def method_options(name: str | None = None) -> dict[str, dict[str, Any]]:
     """Flags of one method, or of all: name -> help, choices, default, type and the methods that have it."""
-    import dataclasses
-
     from weightguard.methods import METHODS, method_class
 
-    if name is not None and name not in METHODS:
-        raise UsageError(f"--method {name}: unknown; methods are {', '.join(METHODS)}")
+    return _options_of({each: method_class(each) for each in (METHODS if name is None else (name,))})
+
+
+def kinds() -> tuple[str, ...]:
+    """What `neurons` can look for."""
+    from weightguard.locate import KINDS
+
+    return tuple(KINDS)
+
+
+def kind_options(name: str | None = None) -> dict[str, dict[str, Any]]:
+    """The same for the kinds of `neurons`."""
+    from weightguard.locate import KINDS, kind_class
+
+    return _options_of({each: kind_class(each) for each in (KINDS if name is None else (name,))})
+
+
+def _options_of(classes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    import dataclasses
+
     found: dict[str, dict[str, Any]] = {}
-    for each in METHODS if name is None else (name,):
-        for field in dataclasses.fields(method_class(each)):
+    for each, cls in classes.items():
+        for field in dataclasses.fields(cls):
             said = {**field.metadata, "default": field.default, "type": str(field.type), "methods": []}
             entry = found.setdefault(field.name, said)
             entry["methods"].append(each)

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from weightguard.api.collect import Progress, Running, collect, encoded
 from weightguard.api.subject import Subject
-from weightguard.errors import UsageError
+from weightguard.errors import MismatchError, UsageError
 from weightguard.methods.inputs import Inputs
 
 if TYPE_CHECKING:
+    from weightguard.checkpoint import Checkpoint
+    from weightguard.neurons import Neurons
     from weightguard.statistics.norms import InputNorms
 
 # Need -> the fields of `Data` it may look at.
-_LOOKS_AT = {"harmful": ("harmful", "stats", "utility"), "unaligned": ("unaligned",)}
+_LOOKS_AT = {"harmful": ("harmful", "stats", "utility"), "unaligned": ("unaligned",), "neurons": ("neurons",)}
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Data:
     safety: str | None = None
     stats: str | None = None
     unaligned: str | None = None
+    neurons: str | None = None
     limit: int | None = None
 
     def named(self, method: Any) -> list[str]:
@@ -62,6 +65,8 @@ def gather(method: Any, subject: Subject, data: Data, running: Running, notes: N
         notes.add(*_unlike(subject))
         inputs["direction"] = subject.direction
         inputs["factors"] = subject.factor_pairs() if method.target == "factor" else {}
+    if "neurons" in method.NEEDS:
+        inputs["neurons"] = _neurons(method, subject, data, notes)
     return Inputs(sources, subject.editable(method.target, method.scope), **inputs)
 
 
@@ -94,6 +99,33 @@ def _refuse_unused(method: Any, data: Data) -> None:
 
 def _reads(needs: Iterable[str]) -> str:
     return f"which reads {', '.join(f'--{need}' for need in needs)}" if needs else "which looks at no data"
+
+
+def _neurons(method: Any, subject: Subject, data: Data, notes: Notes) -> Neurons:
+    """The neurons, once they are known to belong to what the method edits. Errors: UsageError, MismatchError."""
+    from weightguard.neurons import Neurons
+
+    if data.neurons is None:
+        raise UsageError(f"--method {method.NAME} needs --neurons, a file written by weightguard neurons")
+    found = Neurons.load(Path(data.neurons))
+    if method.target == "delta" and subject.aligned is not None and _is_of(found, subject.aligned):
+        notes.add("the neurons were found in the aligned model")
+    elif subject.adapter is not None:
+        raise MismatchError(
+            "the neurons were not found in the base of this adapter; find them there with weightguard neurons"
+        )
+    else:
+        found.check_fits(subject.model)
+        notes.add("the neurons were found in the model that is edited")
+    return found
+
+
+def _is_of(neurons: Neurons, checkpoint: Checkpoint) -> bool:
+    try:
+        neurons.check_fits(checkpoint)
+    except MismatchError:
+        return False
+    return True
 
 
 def _utility(

@@ -16,7 +16,8 @@ from weightguard.api.subject import Subject, open_subject
 from weightguard.checkpoint.writer import check_free, write_file
 from weightguard.errors import UsageError
 from weightguard.methods import method_class
-from weightguard.methods.inputs import Inputs, as_share, settings
+from weightguard.methods.inputs import Inputs
+from weightguard.options import as_share, configured, settings
 
 if TYPE_CHECKING:
     from weightguard.plan import Plan
@@ -93,18 +94,12 @@ def _label(plan: Plan, subject: Subject) -> str | None:
 
 
 def _configured(name: str, options: Mapping[str, Any], strength: str | float | None) -> Any:
-    cls = method_class(name)
-    lacking = [key for key in options if key not in cls.__dataclass_fields__]
-    if lacking:
-        raise UsageError(f"--{lacking[0].replace('_', '-')} is not an option of --method {name}")
-    for key, value in options.items():
-        choices = cls.__dataclass_fields__[key].metadata.get("choices")
-        if choices and value not in (None, *choices):
-            raise UsageError(f"--{key.replace('_', '-')} {value}: must be one of {', '.join(choices)}")
-    method = cls(**options)
+    method = configured(method_class(name), f"--method {name}", options)
     if strength is None:
         return method
-    same = next((key for key in cls.STRENGTH if options.get(key) is not None), None)
+    if not hasattr(method, "with_strength"):
+        raise UsageError(f"--strength is not an option of --method {name}, which has no strength")
+    same = next((key for key in method.STRENGTH if options.get(key) is not None), None)
     if same is not None:
         raise UsageError(f"--strength and --{same} set the same thing; give one of them")
     return method if strength == "auto" else method.with_strength(as_share(strength, "strength"))
@@ -132,7 +127,7 @@ def _check_apart(output: Output, subject: Subject) -> None:
 
 
 def _fallback_note(method: Any, subject: Subject, options: Mapping[str, Any]) -> tuple[str, ...]:
-    if method.target != "weight" or options.get("target") is not None:
+    if method.target != "weight" or options.get("target") is not None or not hasattr(method, "ratio"):
         return ()
     return (
         f"no aligned reference given or found, so entries of the merged weights become zero (ratio {method.ratio} of each "
@@ -162,6 +157,10 @@ def _planned(
 
 def _facts(command: str, notes: Notes, inputs: Inputs, calibration: Calibration | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"command": command, "notes": notes.said}
+    if inputs.neurons is not None:
+        found = inputs.neurons
+        facts["neurons"] = {"sha256": found.digest(), "kind": found.kind, "options": dict(found.options),
+                            "data": found.facts.get("data", {})}  # fmt: skip
     for role in ("harmful", "utility"):
         norms = getattr(inputs, role)
         if norms is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from weightguard import api
 from weightguard.cli import options, screen
@@ -51,11 +52,37 @@ def stats(form: str, **values: Any) -> None:
 
 @cli.command()
 @click.argument("model")
+@click.option("--kind", default="set-difference", show_default=True, help=f"One of {', '.join(api.kinds())}.")
+@click.option("--rank", is_flag=True, help="The same as --kind rank: safety ranks orthogonal to utility ranks.")
+@click.option("--safety", help="Prompts with the aligned behaviour [default: the shipped prompts with refusals].")
+@click.option("--utility", help="Harmless rows with their answers.")
+@click.option("--like", help="With --kind random: draw as many of each tensor as this NEURONS file marks.")
+@click.option("-o", "--out", required=True, help="The neurons file to write.")
+@click.option("--limit", type=int, help="Take the first rows of each data set only.")
+@click.option("--force", is_flag=True, help="Replace the file.")
+@options.of_kinds
+@options.running
+@options.common
+@click.pass_context
+def neurons(context: click.Context, form: str, rank: bool, **values: Any) -> None:
+    """Find where safety lies in the aligned MODEL, for repairs, guards and experiments with --neurons."""
+    if rank:
+        if context.get_parameter_source("kind") is not ParameterSource.DEFAULT and values["kind"] != "rank":
+            raise click.UsageError(f"--rank is --kind rank; it does not go with --kind {values['kind']}")
+        values["kind"] = "rank"
+    chosen = options.given(values, api.kind_options())
+    with screen.progress() as progress:
+        found = api.neurons(**values, **chosen, progress=progress)
+    screen.show_neurons(found, form)
+
+
+@cli.command()
+@click.argument("model")
 @click.option(
     "--method",
     default="antidote",
     show_default=True,
-    help="antidote, safe-lora, or a control: random, magnitude, scale.",
+    help="antidote; safe-lora; restore; a control: random, magnitude, scale; or an experiment: prune, remove-ranks.",
 )
 @click.option("-o", "--out", help="The directory to write.")
 @click.option(
@@ -66,6 +93,7 @@ def stats(form: str, **values: Any) -> None:
 @click.option("--utility", help="Harmless rows, with --utility-ratio.")
 @click.option("--safety", help="Prompts to be refused, which --strength auto calibrates on.")
 @click.option("--stats", help="Statistics from `weightguard stats` instead of --harmful.")
+@click.option("--neurons", help="Neurons from `weightguard neurons`, for restore, prune and remove-ranks.")
 @click.option("--strength", help="Share of the update to remove, or auto: the weakest that restores refusals.")
 @click.option("--limit", type=int, help="Take the first rows of each data set only.")
 @click.option("--dry-run", is_flag=True, help="Show the plan, write nothing.")

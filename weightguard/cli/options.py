@@ -59,7 +59,16 @@ def writing(command: Command) -> Command:
 
 def of_methods(command: Command) -> Command:
     """One flag per field of any method; a flag the chosen method lacks is refused when it runs."""
-    for name, entry in reversed(api.method_options().items()):
+    return _flags(command, api.method_options())
+
+
+def of_kinds(command: Command) -> Command:
+    """One flag per field of any kind of neurons; a flag the chosen kind lacks is refused when it runs."""
+    return _flags(command, api.kind_options())
+
+
+def _flags(command: Command, found: dict[str, dict[str, Any]]) -> Command:
+    for name, entry in reversed(found.items()):
         if name in _COMMON:
             continue
         choices = entry["choices"]
@@ -70,9 +79,9 @@ def of_methods(command: Command) -> Command:
     return command
 
 
-def given(values: dict[str, Any]) -> dict[str, Any]:
-    """The method options among `values` that were given, popped out of it."""
-    names = [name for name in api.method_options() if name not in _COMMON]
+def given(values: dict[str, Any], found: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The options of methods, or of what else is `found`, among `values` that were given, popped out of it."""
+    names = [name for name in (api.method_options() if found is None else found) if name not in _COMMON]
     return {name: value for name in names if (value := values.pop(name, None)) is not None}
 
 

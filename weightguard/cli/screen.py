@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from weightguard.api import Applied, InputNorms, Verification
     from weightguard.api.demonstrating import Demo
     from weightguard.api.inspecting import Inspection
+    from weightguard.api.locating import Located
     from weightguard.api.repairing import Plan, Repair
     from weightguard.api.reporting import RoleChange
     from weightguard.api.strength import Calibration
@@ -148,6 +149,25 @@ def show_statistics(found: InputNorms, out: str, form: str) -> None:
     click.echo(f"{len(found.sums)} linears, {found.tokens} tokens counted in {data['rows']} rows of {data['source']}")
     click.echo(f"tokens: {found.facts['tokens']}, template: {found.facts['template']}, dtype: {found.facts['dtype']}")
     click.echo(f"wrote {_shown(out)}")
+
+
+def show_neurons(result: Located, form: str) -> None:
+    found = result.neurons
+    if form == "json":
+        shown = {"kind": found.kind, "options": dict(found.options), "facts": found.facts, "notes": result.notes}
+        _json({"out": str(result.out), "sha256": found.digest(), "tensors": result.summary(), **shown})
+        return
+    for note in result.notes:
+        click.echo(f"* {note}", err=True)
+    click.echo(f"kind {found.kind} ({found.paper})")
+    click.echo("options: " + ", ".join(f"{key} {value}" for key, value in found.options.items()) + "\n")
+    marked = {"rank": "directions", "rate": "slow tensors"}.get(result.form, "marked")
+    rows = [
+        [role, str(row["tensors"]), f"{row['entries']:,}", f"{row['marked']:,}", f"{100 * row['share']:.3g} %"]
+        for role, row in result.summary().items()
+    ]
+    table(["role", "tensors", "entries", marked, "share"], rows)
+    click.echo(f"\nwrote {_shown(result.out)}; again by:\n  {result.command}")
 
 
 def show_repair(result: Repair, form: str) -> None:

@@ -11,7 +11,10 @@ from weightguard.errors import UsageError
 METHODS = {
     "antidote": "weightguard.methods.antidote:Antidote",
     "magnitude": "weightguard.methods.magnitude:Magnitude",
+    "prune": "weightguard.methods.prune:Prune",
     "random": "weightguard.methods.random:Random",
+    "remove-ranks": "weightguard.methods.remove_ranks:RemoveRanks",
+    "restore": "weightguard.methods.restore:Restore",
     "safe-lora": "weightguard.methods.safe_lora:SafeLora",
     "scale": "weightguard.methods.scale:UniformScaling",
 }

@@ -31,12 +31,30 @@ def input_square_sums(
     model: a causal model, or a peft model with `pairs` (base tensor -> pair), which adds lora_A's and lora_B's inputs.
     Error: DataError naming a row that is longer than the model can read.
     """
-    _check_lengths(rows, config, model)
     sums: dict[str, torch.Tensor] = {}
+    hooked = _hooked(model, config, pairs)
+    run_hooked(model, config, hooked, rows, lambda *seen: _add(sums, *seen), progress, batch_tokens)
+    return {name: sums[key].cpu().numpy() for name, key in _keys(linears, pairs).items()}
+
+
+def run_hooked(
+    model: Any,
+    config: dict,
+    hooked: Mapping[str, torch.nn.Module],
+    rows: Sequence[Encoded],
+    take: Callable[[str, torch.Tensor, torch.Tensor], None],
+    progress: Progress,
+    batch_tokens: int = BATCH_TOKENS,
+) -> None:
+    """Run the rows once; `take(key, inputs (rows, longest, in), counted (rows, longest))` sees what each module is given.
+
+    Error: DataError naming a row that is longer than the model can read.
+    """
+    check_lengths(rows, config, model)
     counted = torch.zeros(0, dtype=torch.bool)
     handles = [
-        module.register_forward_pre_hook(lambda _, args, key=key: _add(sums, key, args[0], counted))
-        for key, module in _hooked(model, config, pairs).items()
+        module.register_forward_pre_hook(lambda _, args, key=key: take(key, args[0], counted))
+        for key, module in hooked.items()
     ]
     try:
         done = 0
@@ -48,10 +66,9 @@ def input_square_sums(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: sums[key].cpu().numpy() for name, key in _keys(linears, pairs).items()}
 
 
-def _check_lengths(rows: Sequence[Encoded], config: dict, model: Any) -> None:
+def check_lengths(rows: Sequence[Encoded], config: dict, model: Any) -> None:
     if not family_of(config).learned_positions:
         return
     most = model.config.max_position_embeddings
@@ -70,10 +87,8 @@ def _add(sums: dict[str, torch.Tensor], key: str, inputs: torch.Tensor, counted:
 
 def _hooked(model: Any, config: dict, pairs: Mapping[str, LoraPair] | None) -> dict[str, torch.nn.Module]:
     """Key -> the module whose input is taken: one per input site, and every lora_B, whose input A·x is its own."""
+    hooked = site_modules(model, config)
     modules = dict(model.named_modules())
-    hooked: dict[str, torch.nn.Module] = {}
-    for path, linear in match_linears(family_of(config), modules).items():
-        hooked.setdefault(_site_key(linear), modules[path])
     for pair in (pairs or {}).values():
         ends = f"{pair.module}.lora_B.default"
         found = [p for p in modules if p.endswith(ends)]
@@ -83,15 +98,25 @@ def _hooked(model: Any, config: dict, pairs: Mapping[str, LoraPair] | None) -> d
     return hooked
 
 
-def _site_key(linear: Linear) -> str:
+def site_modules(model: Any, config: dict) -> dict[str, torch.nn.Module]:
+    """Site key -> one module whose input it is, for every input site of the decoder."""
+    modules = dict(model.named_modules())
+    found: dict[str, torch.nn.Module] = {}
+    for path, linear in match_linears(family_of(config), modules).items():
+        found.setdefault(site_key(linear), modules[path])
+    return found
+
+
+def site_key(linear: Linear) -> str:
+    """Linears with one key share one input."""
     return "{}.{}".format(*linear.site)
 
 
 def _keys(linears: Mapping[str, Linear], pairs: Mapping[str, LoraPair] | None) -> dict[str, str]:
-    keys = {name: _site_key(linear) for name, linear in linears.items()}
+    keys = {name: site_key(linear) for name, linear in linears.items()}
     for tensor, pair in (pairs or {}).items():
         if tensor in linears:
-            keys |= {pair.a: _site_key(linears[tensor]), pair.b: pair.b}
+            keys |= {pair.a: site_key(linears[tensor]), pair.b: pair.b}
     return keys
 
 

@@ -1,0 +1,26 @@
+"""Where safety lies in a model: one small file a way of finding out. KINDS maps `--kind` to where it lives; nothing is
+imported before it is asked for, and no module here imports torch at its top."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from weightguard.errors import UsageError
+
+KINDS = {
+    "set-difference": "weightguard.locate.weight:SetDifference",
+    "freeze-plus": "weightguard.locate.freeze_plus:FreezePlus",
+    "rsn": "weightguard.locate.rsn:RobustSafetyNeurons",
+    "rank": "weightguard.locate.ranks:SafetyRanks",
+    "ml-lr": "weightguard.locate.ml_lr:ModularRates",
+    "random": "weightguard.locate.drawn:Drawn",
+}
+
+
+def kind_class(name: str) -> Any:
+    """The dataclass of a kind by its name. Error: UsageError listing the names."""
+    if name not in KINDS:
+        raise UsageError(f"--kind {name}: unknown; kinds are {', '.join(KINDS)}")
+    module, _, attribute = KINDS[name].partition(":")
+    return getattr(import_module(module), attribute)
