@@ -50,7 +50,7 @@ def run_hooked(
 
     Error: DataError naming a row that is longer than the model can read.
     """
-    _check_lengths(rows, config, model)
+    check_lengths(rows, config, model)
     counted = torch.zeros(0, dtype=torch.bool)
     handles = [
         module.register_forward_pre_hook(lambda _, args, key=key: take(key, args[0], counted))
@@ -68,7 +68,8 @@ def run_hooked(
             handle.remove()
 
 
-def _check_lengths(rows: Sequence[Encoded], config: dict, model: Any) -> None:
+def check_lengths(rows: Sequence[Encoded], config: dict, model: Any) -> None:
+    """Error: DataError naming a row that is longer than the model has positions."""
     if not family_of(config).learned_positions:
         return
     most = model.config.max_position_embeddings
