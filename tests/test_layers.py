@@ -21,6 +21,8 @@ MAY = {
     "plan": {"bits", "checkpoint"},
     "neurons": {"bits", "checkpoint"},
     "locate": {"bits", "checkpoint", "data", "kernels", "neurons", "options", "statistics", "weights"},
+    "guards": {"neurons", "options", "statistics"},
+    "training": {"checkpoint", "data", "statistics"},
     "methods": {"bits", "checkpoint", "neurons", "options", "statistics", "weights", "plan"},
     "rewrite": {"bits", "checkpoint", "kernels", "statistics", "weights", "plan"},
     "validate": {"checkpoint", "data", "statistics"},
@@ -29,6 +31,7 @@ MAY = {
     "api": {
         "checkpoint",
         "data",
+        "guards",
         "kernels",
         "lab",
         "locate",
@@ -38,6 +41,7 @@ MAY = {
         "plan",
         "rewrite",
         "statistics",
+        "training",
         "validate",
         "weights",
     },
@@ -47,7 +51,10 @@ MAY = {
 }
 STANDARD_ONLY = {"errors"}
 # Imported inside functions only, and only there.
-HEAVY = {"transformers": {"statistics", "validate", "lab"}, "peft": {"statistics", "validate", "lab"}}
+HEAVY = {
+    "transformers": {"statistics", "validate", "lab", "guards"},
+    "peft": {"statistics", "validate", "lab", "training"},
+}
 NO_TORCH_AT_TOP = {
     "locate",
     "methods",
@@ -107,6 +114,9 @@ def _wrong(part: str, path: Path, name: list[str], top: bool) -> list[str]:
         if part == "methods" and other == "methods" and len(name) > 2 and path.stem != "__init__":
             shared = {"inputs", "masking", "selecting"}
             wrong += [] if name[2] in shared else [f"methods never import each other ({name[2]})"]
+        if part == "guards" and other == "guards" and path.stem != "__init__":
+            shared = {"attaching", "keeping", "directions"}
+            wrong += [] if name[2] in shared else [f"guards never import each other ({name[2]})"]
         return wrong
     if part in STANDARD_ONLY and name[0] not in sys.stdlib_module_names:
         return [f"{part} imports the standard library only, not {name[0]}"]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 # Loaded before the function of the same name is bound: a submodule takes its name in the package when it is first loaded.
 import weightguard.neurons  # noqa: F401
-from weightguard.api import apply, demo, inspect, neurons, repair, stats, verify
+from weightguard.api import apply, demo, finetune, inspect, neurons, repair, stats, verify
 
-__all__ = ["__version__", "apply", "demo", "inspect", "neurons", "repair", "stats", "verify"]
+__all__ = ["__version__", "apply", "demo", "finetune", "inspect", "neurons", "repair", "stats", "verify"]
 
 
 def __getattr__(name: str) -> str:

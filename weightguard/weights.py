@@ -183,6 +183,9 @@ def finite(checkpoint: Checkpoint, name: str, memory: Memory | None = None, plac
 
 
 def _turned(tensor: torch.Tensor, transposed: bool) -> torch.Tensor:
+    """A view with two dimensions: a vector is one row, whatever has more is a stack of rows."""
+    if tensor.dim() != 2:
+        return tensor.reshape(-1, tensor.shape[-1] if tensor.dim() else 1)
     return tensor.T if transposed else tensor
 
 

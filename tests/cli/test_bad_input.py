@@ -15,7 +15,7 @@ H = ["--harmful", "harmful.jsonl"]
 S = ["--stats", "stats"]
 M = ["--method", "magnitude", "--group", "row"]
 O = ["-o", "out"]  # noqa: E741
-METHODS = "antidote, magnitude, random, restore, prune, remove-ranks, scale"
+METHODS = "antidote, magnitude, prune, random, remove-ranks, restore, safe-lora, scale"
 # what is done to the place, the command, the exit code, the line
 Case = tuple[Callable[[Any], object], list[str], int, str]
 

@@ -85,6 +85,10 @@ def _before(against: str, manifest: Manifest, offline: bool) -> Sources:
 
     subject = open_subject(against, offline=offline, search=False)
     target = manifest.data["target"]
+    if target == "adapter":
+        raise UsageError(
+            "--against: this output is an adapter made anew, there is nothing of the model in it to compare"
+        )
     if "adapter" in manifest.data["inputs"] and subject.adapter is None:
         raise UsageError("--against: this output was made from an adapter; give ADAPTER or MODEL+ADAPTER")
     if subject.adapter is not None:

@@ -111,6 +111,39 @@ def repair(form: str, **values: Any) -> None:
 
 
 @cli.command()
+@click.argument("model")
+@click.option("--data", required=True, help="Rows with responses to train on: a file or a hub data set id.")
+@click.option("-o", "--out", required=True, help="The directory to write.")
+@click.option("--guard", help="What protects alignment: freeze, freeze-plus, ml-lr, rsn (with --neurons), or salora.")
+@click.option("--neurons", help="What to guard: a file that weightguard neurons wrote.")
+@click.option(
+    "--lora", help="Train an adapter, for example r=16,alpha=32,targets=q_proj+v_proj [default: all weights]."
+)
+@click.option("--safety", help="Prompts with safe answers, for salora [default: the shipped ones].")
+@click.option("--utility", help="Rows of the task, for salora [default: --data].")
+@click.option("--steps", type=int, help="Optimizer steps, instead of --epochs.")
+@click.option("--epochs", type=float, default=1.0, show_default=True, help="Passes over the data.")
+@click.option("--lr", type=float, help="Learning rate [default: 2e-5, with --lora 2e-4].")
+@click.option("--batch-size", type=int, default=8, show_default=True, help="Rows a step.")
+@click.option("--schedule", type=click.Choice(["cosine", "constant"]), default="cosine", show_default=True)
+@click.option("--weight-decay", type=float, default=0.01, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Order of rows, dropout, first factors.")
+@click.option("--save-every", type=int, help="Steps between two saved states [default: a tenth of the run].")
+@click.option("--resume", is_flag=True, help="Go on with a run that was killed.")
+@click.option("--limit", type=int, help="Take the first rows of each data set only.")
+@options.of_guards
+@options.writing
+@options.running
+@options.common
+def finetune(form: str, **values: Any) -> None:
+    """Fine-tune MODEL on the responses of rows, with or without a guard, and write it to OUT."""
+    chosen = options.given_to_guard(values)
+    with screen.progress() as progress:
+        result = api.finetune(**values, **chosen, progress=progress)
+    screen.show_finetune(result, form)
+
+
+@cli.command()
 @click.argument("plan")
 @click.argument("model")
 @click.option("-o", "--out", required=True, help="The directory to write.")

@@ -85,6 +85,21 @@ def given(values: dict[str, Any], found: dict[str, dict[str, Any]] | None = None
     return {name: value for name in names if (value := values.pop(name, None)) is not None}
 
 
+def of_guards(command: Command) -> Command:
+    """One flag per option of any guard; a flag the chosen guard lacks is refused when it runs."""
+    for name, entry in reversed(api.guard_options().items()):
+        choices = entry["choices"]
+        kind = click.Choice(list(choices)) if choices else click.INT
+        text = f"{entry['help']} [default: {entry['default']}] ({', '.join(entry['guards'])})"
+        command = click.option(f"--{name.replace('_', '-')}", name, type=kind, default=None, help=text)(command)
+    return command
+
+
+def given_to_guard(values: dict[str, Any]) -> dict[str, Any]:
+    """The guard options among `values` that were given, popped out of it."""
+    return {name: value for name in api.guard_options() if (value := values.pop(name, None)) is not None}
+
+
 def _read_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
     if path is None:
         return

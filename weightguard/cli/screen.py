@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +16,7 @@ import click
 if TYPE_CHECKING:
     from weightguard.api import Applied, InputNorms, Verification
     from weightguard.api.demonstrating import Demo
+    from weightguard.api.finetuning import Finetuned
     from weightguard.api.inspecting import Inspection
     from weightguard.api.locating import Located
     from weightguard.api.repairing import Plan, Repair
@@ -42,8 +43,9 @@ def progress() -> Iterator[Report]:
         tasks: dict[str, tuple[Any, float]] = {}
         quiet_since = time.monotonic()  # a stage's first report comes after its first piece of work
 
-        def report(stage: str, done: int, total: int) -> None:
+        def report(said: str, done: int, total: int) -> None:
             nonlocal quiet_since
+            stage = said.partition(" (")[0]  # what stands in brackets changes on the way, the loss for example
             if stage not in tasks:
                 for earlier, _ in tasks.values():
                     bars.remove_task(earlier)
@@ -52,7 +54,11 @@ def progress() -> Iterator[Report]:
             task, started = tasks[stage]
             quiet_since = time.monotonic()
             bars.update(
-                task, completed=done, total=total, amount=_amount(stage, done, total, time.monotonic() - started)
+                task,
+                description=said,
+                completed=done,
+                total=total,
+                amount=_amount(stage, done, total, time.monotonic() - started),
             )
 
         yield report
@@ -69,12 +75,13 @@ def _lines() -> Report:
     started: dict[str, float] = {}
     quiet_since = time.monotonic()
 
-    def report(stage: str, done: int, total: int) -> None:
+    def report(said: str, done: int, total: int) -> None:
         nonlocal quiet_since
+        stage = said.partition(" (")[0]
         begin = started.setdefault(stage, quiet_since)
         if done == total:
             quiet_since = time.monotonic()
-            print(f"{stage}: {_amount(stage, done, total, quiet_since - begin)}", file=sys.stderr)
+            print(f"{said}: {_amount(stage, done, total, quiet_since - begin)}", file=sys.stderr)
             started.pop(stage)
 
     return report
@@ -272,6 +279,36 @@ def show_verification(result: Verification, form: str) -> None:
         click.echo(f"{checked.untouched_identical} untouched tensors are identical to {result.against}")
         click.echo(f"{checked.changed_recounted:,} changed entries recounted, as the manifest says")
     click.echo("verified")
+
+
+def show_finetune(result: Finetuned, form: str) -> None:
+    if form == "json":
+        _json({"out": str(result.out), "notes": result.notes, "command": result.command, "trained": result.trained,
+               "losses": result.losses, "salora": result.starts, "manifest": result.manifest.data})  # fmt: skip
+        return
+    for note in result.notes:
+        click.echo(f"* {note}", err=True)
+    data = result.manifest.data
+    click.echo("options: " + ", ".join(f"{key} {value}" for key, value in data["options"].items()))
+    last = result.losses[-10:]
+    click.echo(f"{result.trained:,} entries trained in {len(result.losses)} steps; loss {result.losses[0]:.4f} at first, "
+               f"{sum(last) / len(last):.4f} over the last {len(last)} steps")  # fmt: skip
+    if result.starts:
+        _show_starts(result.starts)
+    click.echo(f"\nwrote {_shown(result.out)}; again by:\n  {result.command}")
+
+
+def _show_starts(starts: Mapping[str, Mapping[str, float]]) -> None:
+    """Least, median and most over the modules of what SaLoRA measured."""
+    words = {"spectral_gap": "spectral gap at the safety rank", "safety_energy": "share of the safety outputs held",
+             "smallest_angle": "smallest angle of safety and task, degrees", "mean_angle": "mean angle, degrees",
+             "initialisation_kept": "share of the start left by C"}  # fmt: skip
+    click.echo()
+    rows = []
+    for key, text in words.items():
+        values = sorted(start[key] for start in starts.values())
+        rows.append([text, *(f"{v:.3g}" for v in (values[0], values[len(values) // 2], values[-1]))])
+    table([f"salora, {len(starts)} modules", "least", "median", "most"], rows)
 
 
 def show_demo(result: Demo, form: str) -> None:

@@ -3,13 +3,14 @@
 from weightguard.rewrite.apply import Change, apply
 from weightguard.rewrite.card import totals
 from weightguard.rewrite.companions import check_companions
+from weightguard.rewrite.made import publish_adapter
 from weightguard.rewrite.manifest import Manifest, identity
 from weightguard.rewrite.publish import Options, counted, rewrite
-from weightguard.rewrite.stage import Stage, check_apart, check_target
+from weightguard.rewrite.stage import Stage, check_apart, check_space, check_target
 from weightguard.rewrite.stream import all_tensors
 from weightguard.rewrite.verify import Verified, verify_against, verify_output
 
 __all__ = [
     "Change", "Manifest", "Options", "Stage", "Verified", "all_tensors", "apply", "check_apart", "check_companions",
-    "check_target", "counted", "identity", "rewrite", "totals", "verify_against", "verify_output",
+    "check_space", "check_target", "counted", "identity", "publish_adapter", "rewrite", "totals", "verify_against", "verify_output",
 ]  # fmt: skip

@@ -129,6 +129,21 @@ def _left_alone(plan: Plan, written: Written) -> dict[str, Any]:
     return {"left_alone": said} if said else {}
 
 
+def build_made(
+    method: str,
+    paper: str,
+    options: Mapping[str, Any],
+    inputs: Mapping[str, Mapping[str, Any]],
+    outputs: Mapping[str, Mapping[str, str]],
+    facts: Mapping[str, Any],
+) -> Manifest:
+    """Manifest of an adapter that was made anew: no tensor of it is an edit of one that went in."""
+    model = {"tensors": {}, **inputs["model"]}
+    said = {"format": FORMAT, "method": method, "paper": paper, "target": "adapter", "options": dict(options),
+            "inputs": {**inputs, "model": model}, **facts, "edits": {}, "outputs": outputs, "versions": versions()}  # fmt: skip
+    return Manifest(_sealed(said))
+
+
 def _edit(name: str, plan: Plan, written: Written) -> dict[str, Any]:
     edit = plan.edits.get(name)
     kind = "merge" if edit is None else type(edit).__name__.lower()

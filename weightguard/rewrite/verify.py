@@ -143,8 +143,7 @@ def _recount(name: str, output: Checkpoint, manifest: Manifest, before: Sources)
         raise MismatchError(f"tensor {name!r} of {before.model.label} is not the one this output was made from")
     weights = open_weights(before, name, with_aligned=False)
     after = output.read(name)
-    transposed = weights.logical.shape != weights.stored.shape or not weights.logical.is_contiguous()
-    rows = after.T if transposed else after
+    rows = after.as_strided(weights.logical.shape, weights.logical.stride())  # in logical order, as `weights` are
     changed = 0
     for start, stop in ops.tiles(weights.shape):
         block = rows[start:stop]

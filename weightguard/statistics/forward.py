@@ -69,6 +69,7 @@ def run_hooked(
 
 
 def check_lengths(rows: Sequence[Encoded], config: dict, model: Any) -> None:
+    """Error: DataError naming a row that is longer than the model has positions."""
     if not family_of(config).learned_positions:
         return
     most = model.config.max_position_embeddings

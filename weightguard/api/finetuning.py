@@ -1,0 +1,313 @@
+"""`finetune`: rows in, a trained checkpoint or adapter out, with or without a guard."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightguard.api.collect import Running, encoded, facts_of
+from weightguard.api.needs import data_notes
+from weightguard.api.subject import Subject, open_subject
+from weightguard.errors import OutputError, UsageError
+from weightguard.guards import guard_class
+from weightguard.options import configured, settings
+
+if TYPE_CHECKING:
+    from weightguard.data import EncodedSet
+    from weightguard.rewrite import Manifest
+    from weightguard.training.lora import Lora
+    from weightguard.training.recipe import Recipe
+    from weightguard.training.state import StateFile
+
+Progress = Callable[[str, int, int], None]
+LORA_RATE, FULL_RATE = 2e-4, 2e-5
+SAVES = 10  # states saved on the way, where --save-every does not say
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Data references by role, the neurons file, and how many rows of each data set are read."""
+
+    data: str
+    safety: str | None = None
+    utility: str | None = None
+    neurons: str | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the result goes, and how often the run is saved on the way there."""
+
+    out: Path
+    force: bool = False
+    verify_write: bool = True
+    resume: bool = False
+    save_every: int | None = None
+
+    @property
+    def state(self) -> Path:
+        """The state of an unfinished run, beside the output."""
+        return self.out.with_name(f".{self.out.name}.weightguard-training")
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """`losses`: of every step. `starts`: per tensor what SaLoRA measured (see `guards.directions`)."""
+
+    manifest: Manifest
+    out: Path
+    notes: tuple[str, ...]
+    command: str
+    trained: int
+    losses: tuple[float, ...]
+    starts: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that was asked for, checked as far as it can be without a model."""
+
+    subject: Subject
+    guard: Any
+    lora: Lora | None
+    tensors: tuple[str, ...]
+    recipe: Recipe
+    sources: Sources
+    output: Output
+    running: Running
+    notes: list[str]
+
+    @property
+    def guard_name(self) -> str | None:
+        return None if self.guard is None else self.guard.NAME
+
+
+def run_finetune(
+    reference: str,
+    guard: str | None,
+    options: Mapping[str, Any],
+    lora: str | None,
+    recipe: Callable[[float], Recipe],
+    sources: Sources,
+    output: Output,
+    running: Running,
+    offline: bool,
+    progress: Progress,
+) -> Finetuned:
+    """The whole run. Nothing is trained before everything that can be checked was checked."""
+    job = _job(reference, guard, options, lora, recipe, sources, output, running, offline)
+    found, note = encoded(job.subject, sources.data, "data", "response", sources.limit, running)
+    job.notes.extend([note, *data_notes(found)])
+    model, losses, finished, state = _trained(job, found, progress)
+    facts = _facts(job, found, losses, finished)
+    manifest = _publish(job, model, finished, facts, progress)
+    state.discard()
+    starts = {n: dict(start.facts) for n, start in getattr(finished, "starts", {}).items()}
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Finetuned(manifest, output.out, tuple(manifest.data["notes"]), facts["command"], trained, losses, starts)
+
+
+def _job(
+    reference: str,
+    guard: str | None,
+    options: Mapping[str, Any],
+    lora: str | None,
+    recipe: Callable[[float], Recipe],
+    sources: Sources,
+    output: Output,
+    running: Running,
+    offline: bool,
+) -> Job:
+    from weightguard.rewrite import check_apart, check_companions, check_target
+    from weightguard.training.lora import Lora, parse_lora, targeted
+
+    asked = parse_lora(lora) if lora is not None else Lora() if guard == "salora" else None
+    settled = recipe(FULL_RATE if asked is None else LORA_RATE)
+    settled.check()
+    _check_running(running, output)
+    check_target(output.out, output.force)
+    subject = open_subject(reference, offline=offline, search=False)
+    if subject.adapter is not None:
+        raise UsageError(f"{reference}: fine-tuning starts from a full model; merge the adapter into its base first")
+    check_apart(output.out, subject.inputs)
+    check_companions(subject.model)
+    shapes = {name: subject.model.info(name).shape for name in subject.named}
+    tensors = () if asked is None else tuple(targeted(asked, subject.named, shapes))
+    chosen = _guard(guard, options, sources, subject)
+    return Job(subject, chosen, asked, tensors, settled, sources, output, running, [])
+
+
+def _check_running(running: Running, output: Output) -> None:
+    if running.dtype == "float16":
+        raise UsageError("--dtype float16: needs loss scaling, which this loop does not have; give bfloat16 or float32")
+    if output.save_every is not None and output.save_every < 1:
+        raise UsageError(f"--save-every {output.save_every}: must be at least 1")
+    if output.state.exists() and not (output.resume or output.force):
+        raise OutputError(f"{output.state}: an unfinished run; go on with --resume, or begin anew with --force")
+
+
+def _guard(name: str | None, options: Mapping[str, Any], sources: Sources, subject: Subject) -> Any:
+    """The guard with its options, and its neurons where it needs them. Errors: UsageError, MismatchError, InputError."""
+    if name is None:
+        given = [*options, *[key for key in ("neurons", "safety", "utility") if getattr(sources, key) is not None]]
+        if given:
+            raise UsageError(f"--{given[0].replace('_', '-')} is for a guard; give --guard")
+        return None
+    cls = guard_class(name)
+    for key, roles in {"neurons": ("neurons",), "safety": ("safety", "utility")}.items():
+        for role in roles:
+            if getattr(sources, role) is not None and key not in cls.NEEDS:
+                raise UsageError(f"--{role} is not used by --guard {name}")
+    if "neurons" not in cls.NEEDS:
+        return configured(cls, f"--guard {name}", options)
+    if sources.neurons is None:
+        raise UsageError(f"--guard {name} needs --neurons; make them with weightguard neurons")
+    from weightguard.neurons import Neurons
+
+    neurons = Neurons.load(Path(sources.neurons))
+    if not neurons.parts:
+        raise UsageError(f"--neurons {sources.neurons}: marks no tensor, so there is nothing to guard")
+    neurons.check_fits(subject.model)
+    return configured(cls, f"--guard {name}", {**options, "neurons": neurons})
+
+
+def _trained(job: Job, found: EncodedSet, progress: Progress) -> tuple[Any, tuple[float, ...], Any, StateFile]:
+    """(the trained model, its losses, the guard it was trained under, the state file that is now out of date)."""
+    import torch
+
+    from weightguard.data import check_vocabulary
+    from weightguard.statistics.loading import load_model, pinned_threads, vocabulary_rows
+    from weightguard.training.loop import train
+
+    autocast = torch.bfloat16 if job.running.dtype == "bfloat16" else None
+    with pinned_threads(job.running.thread_count):
+        dtype = "float32" if autocast is not None else job.running.dtype
+        model = load_model(job.subject.model, dtype=dtype, device=job.running.device)
+        check_vocabulary(found, vocabulary_rows(model))
+        state = _state(job, found)
+        model, guard = _prepared(job, model, found, state, progress)
+        state = dataclasses.replace(state, extras=guard.tensors() if job.guard_name == "salora" else {})
+        losses = train(
+            model, job.subject.model.config, found.rows, job.recipe, _with_loss(progress),
+            guard=guard, autocast=autocast, state=state, resume=job.output.resume,
+        )  # fmt: skip
+    return model, losses, guard, state
+
+
+def _with_loss(progress: Progress) -> Callable[[int, int, float], None]:
+    return lambda done, total, loss: progress(f"train (loss {loss:.4f})", done, total)
+
+
+def _state(job: Job, found: EncodedSet) -> StateFile:
+    from weightguard.training.state import StateFile
+
+    steps = job.recipe.step_count(len(found.rows))
+    every = job.output.save_every or max(1, steps // SAVES)
+    facts = {k: v for k, v in facts_of(found, job.subject, job.running).items() if k != "total_tokens"}
+    said = {**facts, "recipe": dataclasses.asdict(job.recipe), **_choices(job), "sources": _source_digests(job)}
+    return StateFile(job.output.state, _plain(said), every)
+
+
+def _plain(said: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    import json
+
+    return json.loads(json.dumps(said, default=str))
+
+
+def _source_digests(job: Job) -> dict[str, Any]:
+    neurons = getattr(job.guard, "neurons", None)
+    return {
+        "neurons": None if neurons is None else neurons.digest(),
+        "safety": job.sources.safety,
+        "utility": job.sources.utility,
+    }
+
+
+def _choices(job: Job) -> dict[str, Any]:
+    """Guard and LoRA settings by flag name."""
+    held = ("neurons", "starts")
+    options = {} if job.guard is None else {k: v for k, v in settings(job.guard).items() if k not in held}
+    lora = {} if job.lora is None else {"lora": ",".join(f"{k}={_word(v)}" for k, v in job.lora.settings().items())}
+    return {**({} if job.guard is None else {"guard": job.guard_name}), **options, **lora}
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _prepared(job: Job, model: Any, found: EncodedSet, state: StateFile, progress: Progress) -> tuple[Any, Any]:
+    """(the model with what is to be trained, the guard with what it had to measure)."""
+    from weightguard.training.lora import adapted
+
+    if job.lora is None:
+        return model, job.guard
+    salora = job.guard_name == "salora"
+    guard = job.guard
+    if salora and job.output.resume:
+        guard = guard.with_tensors(state.check().extras)
+    elif salora:
+        from weightguard.api.directions import measured
+
+        guard = measured(job, model, found, progress)
+    wanted = job.lora.doubled() if salora else job.lora
+    model = adapted(model, wanted, job.tensors, _base_name(job.subject), job.recipe.seed)
+    if salora and not job.output.resume:
+        guard.initialise(model)
+    return model, guard
+
+
+def _base_name(subject: Subject) -> str:
+    """What adapter_config.json names: the hub id, or the absolute place of the base."""
+    return subject.model.label.partition("@")[0] if subject.model.revision else str(subject.model.directory.absolute())
+
+
+def _publish(job: Job, model: Any, guard: Any, facts: dict[str, Any], progress: Progress) -> Manifest:
+    from weightguard.api.trained import Publication, publish_full, publish_lora
+    from weightguard.rewrite import Options, identity
+
+    options = Options(force=job.output.force, verify_write=job.output.verify_write)
+    paper = "none" if job.guard is None else job.guard.PAPER
+    said = ("finetune", paper, {**_choices(job), **_recipe_options(job)})
+    inputs = {"model": identity(job.subject.model)}
+    to = Publication(job.subject, job.output.out, said, inputs, facts, options, progress)
+    if job.lora is None:
+        return publish_full(to, model)
+    return publish_lora(to, model, residual=getattr(job.guard, "export", None) == "residual")
+
+
+def _recipe_options(job: Job) -> dict[str, Any]:
+    """The settings of the recipe by flag name."""
+    recipe = job.recipe
+    length = {"steps": recipe.steps} if recipe.steps is not None else {"epochs": recipe.epochs}
+    return {**length, "lr": recipe.learning_rate, "batch_size": recipe.batch_size, "schedule": recipe.schedule,
+            "weight_decay": recipe.weight_decay, "seed": recipe.seed}  # fmt: skip
+
+
+def _facts(job: Job, found: EncodedSet, losses: tuple[float, ...], guard: Any) -> dict[str, Any]:
+    """What the manifest records besides; no paths."""
+    said = {k: v for k, v in facts_of(found, job.subject, job.running).items() if k != "threads"}
+    facts: dict[str, Any] = {"command": _command(job), "notes": job.notes, "training": {**said, "steps": len(losses)}}
+    neurons = getattr(guard, "neurons", None)
+    if neurons is not None:
+        facts["neurons"] = {"sha256": neurons.digest(), "kind": neurons.kind, "tensors": len(neurons.parts)}
+    if getattr(guard, "starts", None):
+        facts["salora"] = {name: dict(start.facts) for name, start in guard.starts.items()}
+    return facts
+
+
+def _command(job: Job) -> str:
+    """The line that does this again, with placeholders for paths."""
+    words = ["weightguard", "finetune", "MODEL", "--data", "DATA"]
+    roles = ("neurons", "safety", "utility")
+    words += [w for role in roles if getattr(job.sources, role) is not None for w in (f"--{role}", role.upper())]
+    for key, value in {**_choices(job), **_recipe_options(job)}.items():
+        words += [f"--{key.replace('_', '-')}", str(value)]
+    words += ["--limit", str(job.sources.limit)] if job.sources.limit else []
+    words += ["--dtype", job.running.dtype] if job.running.dtype != "float32" else []
+    return shlex.join([*words, "-o", "OUT"])
