@@ -95,7 +95,8 @@ class Place:
         self.capture.readouterr()
         code = main([str(a) for a in arguments])
         said = self.capture.readouterr()
-        progress = ("read: ", "write: ", "verify: ", "compare: ", "calibrate: ", "strength: ")
+        stages = "read write verify compare calibrate strength gradients select digest perturb answer"
+        progress = tuple(f"{stage}: " for stage in stages.split())
         return code, said.out, [line for line in said.err.splitlines() if not line.startswith(progress)]
 
     def model(self, name: str, change: Callable[[dict[str, numpy.ndarray]], object] = len, **config: Any) -> str:

@@ -98,15 +98,20 @@ def _check_finite(sums: Mapping[str, numpy.ndarray], subject: Subject) -> None:
     """Statistics with NaN or infinity in them come from such weights, which are then named, or from the dtype."""
     import numpy
 
-    from weightguard.weights import finite
-
     if all(numpy.isfinite(each).all() for each in sums.values()):
         return
+    check_weights(subject)
+    raise DataError(f"{subject.model.label}: the forward pass ends in NaN or infinity; give --dtype float32 or float64")
+
+
+def check_weights(subject: Subject) -> None:
+    """Read every tensor for NaN and infinity. Error: CheckpointError naming one."""
+    from weightguard.weights import finite
+
     for part in (subject.model, *([subject.adapter] if subject.adapter else [])):
         for info in part.tensors.values():
             if info.dtype in FLOATS:
                 finite(part, info.name)
-    raise DataError(f"{subject.model.label}: the forward pass ends in NaN or infinity; give --dtype float32 or float64")
 
 
 def facts_of(data: EncodedSet, subject: Subject, running: Running) -> dict[str, Any]:

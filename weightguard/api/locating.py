@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightguard.api.answers import with_answers
-from weightguard.api.collect import Progress, Running, facts_of, rows_of
+from weightguard.api.collect import Progress, Running, check_weights, facts_of, rows_of
 from weightguard.api.needs import data_notes
 from weightguard.api.reporting import role_order
 from weightguard.api.subject import Subject, open_subject
@@ -103,13 +103,22 @@ def run_neurons(
     notes: list[str] = []
     with _at_work(kind, running):
         material = _material(kind, subject, linears, sets, running, notes, progress, like)
-        found = kind.find(material)
+        found = _found(kind, material, subject)
     neurons = _neurons(kind, found, material, subject, running, like)
     if out is not None:
         write_file(out, neurons.to_bytes(), force=force)
     command = _command(kind_name, neurons, sets)
     known = {name: (linear.role, material.shape(name)) for name, linear in linears.items()}
     return Located(neurons, tuple(notes), command, known, out)
+
+
+def _found(kind: Any, material: Material, subject: Subject) -> Found:
+    """What the kind finds; where it fails on what the model made of the data, weights that are NaN are named instead."""
+    try:
+        return kind.find(material)
+    except DataError:
+        check_weights(subject)
+        raise
 
 
 def _check_sets(kind: Any, sets: Sets, options: Mapping[str, Any]) -> None:
