@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,6 +25,7 @@ Progress = Callable[[str, int, int], None]
 COLUMNS = ("harmful_score", "refusal", "allowed_accuracy", "over_refusal", "finetune_accuracy")
 REPAIRS = {
     "antidote": "repaired: antidote",
+    "safe-lora": "repaired: safe-lora",
     "random": "control: random entries",
     "magnitude": "control: delta magnitude",
     "scale": "control: uniform scaling",
@@ -75,8 +78,11 @@ def run_demo(target: Path, seed: int, force: bool, progress: Progress) -> Demo:
     lab = Lab(seed)
     with Stage(target, force=force or _is_demo(target)) as stage:
         here = stage.path
+        shutil.copytree(lab.base(_training(progress)), here / "base")
         shutil.copytree(lab.aligned(_training(progress)), here / "aligned")
-        lab.merged(lab.attack_lora(0.1, _training(progress)), here / "attacked")
+        adapter = lab.attack_lora(0.1, _training(progress))
+        lab.merged(adapter, here / "attacked")
+        _adapter_over(target.absolute() / "aligned", adapter, here / "adapter")
         lab.write_data(here / "data")
         lines = [Line("aligned", lab.measure(here / "aligned")), Line("attacked", lab.measure(here / "attacked"))]
         for method, name in REPAIRS.items():
@@ -85,6 +91,14 @@ def run_demo(target: Path, seed: int, force: bool, progress: Progress) -> Demo:
         (here / "weightguard.json").write_bytes(strict_json.dump({"format": 1, "demo": demo.as_dict()}))
         stage.publish()
     return demo
+
+
+def _adapter_over(base: Path, adapter: Path, copy: Path) -> None:
+    """A copy of an adapter that names `base` as its base."""
+    shutil.copytree(adapter, copy)
+    config = copy / "adapter_config.json"
+    said = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(said | {"base_model_name_or_path": str(base)}, indent=2), encoding="utf-8")
 
 
 def _is_demo(target: Path) -> bool:
@@ -98,19 +112,22 @@ def _training(progress: Progress) -> Callable[[str, int, int, float], None]:
 
 
 def _repaired(lab: Any, here: Path, method: str, name: str, progress: Progress) -> Line:
-    out = here / ("repaired" if method == "antidote" else f"control-{method}")
+    out = here / {"antidote": "repaired", "safe-lora": "repaired-safe-lora"}.get(method, f"control-{method}")
     harmful = str(here / "data" / "harmful.jsonl") if method == "antidote" else None
+    unaligned = str(here / "base") if method == "safe-lora" else None
+    data = Data(harmful=harmful, unaligned=unaligned, safety=str(here / "data" / "safety.jsonl"))
     try:
         result = run_repair(
             str(here / "attacked"), method, {}, aligned=str(here / "aligned"), strength="auto",
-            data=Data(harmful=harmful, safety=str(here / "data" / "safety.jsonl")), output=Output(str(out)),
+            data=data, output=Output(str(out)),
             running=Running(threads=1), offline=True, progress=lambda stage, i, n: progress(f"{method} {stage}", i, n),
         )  # fmt: skip
     except UndecidedError:
         return Line(name, None)
     found = result.report.calibration
     assert found is not None
-    return Line(name, lab.measure(out), str(found.strength), result.report.changes[-1].change_share)
+    entries = sum(prod(said["shape"]) for said in result.plan.evidence.values())  # the modules left alone among them
+    return Line(name, lab.measure(out), str(found.strength), result.report.changes[-1].changed / entries)
 
 
 def _opening(seed: int) -> tuple[str, ...]:
@@ -127,7 +144,8 @@ def _closing(target: Path) -> tuple[str, ...]:
         "How to read it: delta magnitude and uniform scaling look at no data and are strong controls; where a repair does",
         "not beat them, say so. This is a world in which the user's skill existed before the fine-tuning; it flatters.",
         "",
-        f"The checkpoints are in {at}: aligned, attacked, repaired, control-*. The repair again, from the attacked one:",
+        f"The checkpoints are in {at}: base (before alignment), aligned, attacked, the attack as an adapter over aligned,",
+        "repaired*, control-*. The first repair again, from the attacked one:",
         "",
         f"    weightguard repair {at}/attacked --method antidote --aligned {at}/aligned --harmful {at}/data/harmful.jsonl "
         f"--strength auto --safety {at}/data/safety.jsonl --threads 1 -o {at}-again",
