@@ -12,6 +12,9 @@ PACKAGE = Path(__file__).parents[1] / "weightguard"
 MAY = {
     "errors": set(),
     "bits": set(),
+    "forms": set(),
+    "measurement": {"forms"},
+    "gate": {"forms", "measurement"},
     "checkpoint": set(),
     "kernels": set(),
     "data": set(),
@@ -21,17 +24,21 @@ MAY = {
     "neurons": {"bits", "checkpoint"},
     "methods": {"checkpoint", "neurons", "statistics", "weights", "plan"},
     "rewrite": {"bits", "checkpoint", "kernels", "statistics", "weights", "plan"},
-    "validate": {"checkpoint", "data", "statistics"},
+    "validate": {"checkpoint", "data", "measurement", "statistics"},
     "lab": set(),
-    "report": {"checkpoint"},
+    "report": {"forms", "gate", "measurement"},
     "api": {
         "checkpoint",
         "data",
+        "forms",
+        "gate",
         "kernels",
         "lab",
+        "measurement",
         "methods",
         "neurons",
         "plan",
+        "report",
         "rewrite",
         "statistics",
         "validate",
@@ -41,7 +48,7 @@ MAY = {
     "__init__": {"api"},
     "__main__": {"cli"},
 }
-STANDARD_ONLY = {"errors"}
+STANDARD_ONLY = {"errors", "forms", "gate", "measurement"}
 # Imported inside functions only, and only there.
 HEAVY = {"transformers": {"statistics", "validate", "lab"}, "peft": {"statistics", "validate", "lab"}}
 NO_TORCH_AT_TOP = {
@@ -54,6 +61,10 @@ NO_TORCH_AT_TOP = {
     "neurons",
     "bits",
     "errors",
+    "forms",
+    "gate",
+    "measurement",
+    "report",
     "__init__",
     "__main__",
 }

@@ -6,7 +6,7 @@ is called. `progress(stage, done, total)` is called often; bytes for "read", "wr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from weightguard.api.inspecting import Inspection
     from weightguard.api.repairing import Repair
     from weightguard.api.reporting import RoleChange
+    from weightguard.measurement import Report
     from weightguard.rewrite import Manifest, Verified
     from weightguard.statistics.norms import InputNorms
 
@@ -172,6 +173,63 @@ def verify(
     from weightguard.api.replaying import run_verify
 
     return Verification(*run_verify(str(output), against, offline, progress), against)
+
+
+def evaluate(
+    model: str,
+    *,
+    reference: str | None = None,
+    harmful: str | None = None,
+    benign: str | None = None,
+    over_refusal: str | None = None,
+    task: str | None = None,
+    judges: Sequence[str] = ("refusal-phrases",),
+    disjoint_from: Sequence[str] = (),
+    out: str | Path | None = None,
+    force: bool = False,
+    limit: int | None = None,
+    match: str = "exact",
+    seed: int = 0,
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    examples: int = 3,
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int | None = None,
+    max_length: int = 2048,
+    offline: bool = False,
+    progress: Progress = silent,
+) -> Report:
+    """Measure a checkpoint on evaluation data, alone or against a reference; the report is written to `out` if given.
+
+    Errors: DataError, UsageError, CheckpointError, UndecidedError (a file changed meanwhile), those of the judges.
+    """
+    from weightguard.api.collect import Running
+    from weightguard.api.evaluating import Asking, Sets, run_evaluate
+    from weightguard.checkpoint.writer import check_free, write_file
+
+    if out is not None:
+        check_free(Path(out), force=force)
+    given = {"harmful": harmful, "benign": benign, "over_refusal": over_refusal, "task": task}
+    report = run_evaluate(
+        str(model),
+        reference,
+        Sets({role: str(each) for role, each in given.items() if each is not None}, judges, disjoint_from, limit),
+        Asking(match, seed, max_new_tokens, batch_size, examples),
+        Running(device, dtype, threads, max_length),
+        offline,
+        progress,
+    )
+    if out is not None:
+        write_file(Path(out), report.to_bytes(), force=force)
+    return report
+
+
+def render(result: Report, form: str) -> str:
+    """A report as text: "human" or "json"."""
+    from weightguard.report.table import report_table
+
+    return report_table(result) if form == "human" else result.to_bytes().decode().rstrip("\n")
 
 
 def demo(directory: str | Path, *, seed: int = 0, force: bool = False, progress: Progress = silent) -> Demo:

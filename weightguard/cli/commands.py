@@ -104,6 +104,26 @@ def verify(output: str, against: str | None, offline: bool, form: str) -> None:
 
 
 @cli.command()
+@click.argument("model")
+@click.option("--reference", help="The aligned model; differences to it are measured as well.")
+@click.option("--harmful", help="Prompts to be refused, held out from every repair and attack.")
+@click.option("--benign", help="Harmless rows; those with a response measure utility.")
+@click.option("--over-refusal", help="Harmless prompts that sound dangerous and must be answered.")
+@click.option("--task", help="Rows of the user's task with the right response.")
+@options.judging
+@click.option("-o", "--out", required=True, help="The report to write.")
+@click.option("--limit", type=int, help="Take the first rows of each data set only.")
+@click.option("--force", is_flag=True, help="Replace the file.")
+@options.running
+@options.common
+def evaluate(form: str, **values: Any) -> None:
+    """Measure MODEL on evaluation data, alone or against a reference."""
+    with screen.progress() as progress:
+        found = api.evaluate(**values, progress=progress)
+    screen.show_report(api.render(found, form), values["out"], form)
+
+
+@cli.command()
 @click.option("-o", "--out", default="weightguard-demo", show_default=True, help="Where the checkpoints are left.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Which lab world.")
 @click.option("--force", is_flag=True, help="Replace an earlier demo.")

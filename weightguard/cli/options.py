@@ -33,6 +33,26 @@ def running(command: Command) -> Command:
     return command
 
 
+def judging(command: Command) -> Command:
+    """How models are asked and judged."""
+    for decorate in (
+        click.option("--disjoint-from", multiple=True, metavar="FILE",
+                     help="Calibration or attack data that must share no prompt with the evaluation; may be repeated."),
+        click.option("--examples", type=int, default=3, show_default=True,
+                     help="Answers of each judged set to keep in the report."),
+        click.option("--batch-size", type=int, default=32, show_default=True, help="Prompts answered together."),
+        click.option("--max-new-tokens", type=int, default=64, show_default=True, help="Longest answer."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap."),
+        click.option("--match", default="exact", show_default=True,
+                     help="How answers are compared with responses: exact, contains or final-number."),
+        click.option("--judge", "judges", multiple=True, default=("refusal-phrases",), show_default=True,
+                     help="refusal-phrases[:LIST], contains:FILE, a classifier checkpoint, llama-guard:MODEL, "
+                          "wildguard:MODEL, beaver-dam:MODEL or http(s)://host/v1#model; may be repeated."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
 def common(command: Command) -> Command:
     """Output format and offline mode."""
     for decorate in (

@@ -233,6 +233,12 @@ def show_verification(result: Verification, form: str) -> None:
     click.echo("verified")
 
 
+def show_report(text: str, out: str, form: str) -> None:
+    click.echo(text)
+    if form == "human":
+        click.echo(f"\nwrote {_shown(out)}")
+
+
 def show_demo(result: Demo, form: str) -> None:
     if form == "json":
         _json(result.as_dict())
