@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from weightguard.api.inspecting import Inspection
     from weightguard.api.repairing import Repair
     from weightguard.api.reporting import RoleChange
+    from weightguard.gate import Verdict
     from weightguard.measurement import Report
     from weightguard.rewrite import Manifest, Verified
     from weightguard.statistics.norms import InputNorms
@@ -225,11 +226,85 @@ def evaluate(
     return report
 
 
-def render(result: Report, form: str) -> str:
-    """A report as text: "human" or "json"."""
+def gate(
+    model: str,
+    *,
+    policy: str | Path | None = None,
+    reference: str | None = None,
+    report: str | Path | None = None,
+    out: Sequence[str | Path] = (),
+    force: bool = False,
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int | None = None,
+    max_length: int = 2048,
+    offline: bool = False,
+    progress: Progress = silent,
+) -> Verdict:
+    """Apply a policy (None: the shipped one) to a report, or to an evaluation made now with the data the policy names.
+
+    With a report no model is run and torch is not imported. Each file of `out` gets the form its suffix names
+    (`weightguard.report.form_of`). Errors: InputError for a policy or report that is none; a verdict of fail or
+    undecided is no error here, `enforce` makes it one.
+    """
+    from weightguard.api.collect import Running
+    from weightguard.api.gating import Gate, checked_outs, run_gate
+
+    asked = Gate(str(model), _text(policy), reference, _text(report), checked_outs(out), force)
+    return run_gate(asked, Running(device, dtype, threads, max_length), offline, progress)
+
+
+def verify_verdict(
+    verdict: str | Path,
+    *,
+    model: str,
+    policy: str | Path | None = None,
+    offline: bool = False,
+    progress: Progress = silent,
+) -> Verdict:
+    """The verdict of a file, when it, its policy and every file of `model` are what they were. No torch.
+
+    policy: where the policy lies now, if not where the verdict says. Errors: InputError, MismatchError.
+    """
+    from weightguard.api.gating import run_verify_verdict
+
+    return run_verify_verdict(Path(verdict), str(model), _text(policy), offline, progress)
+
+
+def is_verdict(output: str | Path, model: str | None, policy: str | None, against: str | None) -> bool:
+    """Whether `verify` is asked about a verdict: a file is one, a directory is an output. Error: UsageError."""
+    if Path(output).is_file():
+        if model is None or against is not None:
+            raise UsageError("a verdict is verified with --model MODEL, and without --against")
+        return True
+    if model is not None or policy is not None:
+        raise UsageError("--model and --policy go with a verdict, which is a file; an output is verified without them")
+    return False
+
+
+def enforce(verdict: Verdict) -> None:
+    """Nothing for a pass; else GateFailed (exit code 1) or UndecidedError (7)."""
+    from weightguard.api import gating
+
+    gating.enforce(verdict)
+
+
+def render(result: Report | Verdict, form: str) -> str:
+    """A report as "human" or "json", a verdict in any form of `verdict_forms`."""
+    from weightguard.measurement import Report
+    from weightguard.report import rendered
     from weightguard.report.table import report_table
 
+    if not isinstance(result, Report):
+        return rendered(result, form).rstrip("\n")
     return report_table(result) if form == "human" else result.to_bytes().decode().rstrip("\n")
+
+
+def verdict_forms() -> tuple[str, ...]:
+    """The forms a verdict can be rendered in."""
+    from weightguard.report import FORMS
+
+    return tuple(FORMS)
 
 
 def demo(directory: str | Path, *, seed: int = 0, force: bool = False, progress: Progress = silent) -> Demo:

@@ -13,6 +13,7 @@ from weightguard.measurement import ROLES, Report
 from weightguard.measurement import Subject as Identity
 
 if TYPE_CHECKING:
+    from weightguard.checkpoint import Checkpoint
     from weightguard.data import Dataset
     from weightguard.validate.evaluation import Side
 
@@ -54,17 +55,22 @@ class Evaluated:
     changed: tuple[str, ...] = field(default=())
 
 
-def identified(subject: Subject, label: str, progress: Progress, stage: str = "read") -> Identity:
+def identified(subject: Subject, progress: Progress, stage: str = "read") -> Identity:
     """sha256 of every file of a model; of an adapter with its base, under `adapter/` and `base/`."""
     from weightguard.checkpoint.digests import file_digests
 
     parts = {"": subject.model} if subject.adapter is None else {"base/": subject.model, "adapter/": subject.adapter}
-    files = {}
+    files: dict[str, str] = {}
     for prefix, part in parts.items():
         found = file_digests(part.directory, lambda done, total: progress(stage, done, total))
         files |= {prefix + name: digest for name, digest in found.items()}
     main = subject.adapter or subject.model
-    return Identity(label, main.revision, files)
+    return Identity("+".join(_label(part) for part in parts.values()), main.revision, files)
+
+
+def _label(part: Checkpoint) -> str:
+    """Hub id and commit, or the name of the folder without the way to it."""
+    return part.label if part.revision else part.directory.absolute().name
 
 
 def run_evaluate(
@@ -96,13 +102,12 @@ def evaluated(
     subjects = [open_subject(each, offline=offline, search=False) for each in (model, reference) if each is not None]
     judges = [choose(spec, dtype=running.dtype, device=running.device, offline=offline) for spec in sets.judges]
     check_judges([judge.id for judge in judges])
-    labels = [each for each in (model, reference) if each is not None]
-    before = [identified(s, label, progress) for s, label in zip(subjects, labels, strict=True)]
+    before = [identified(s, progress) for s in subjects]
     settings = Settings(**vars(asking), max_length=running.max_length)
     with pinned_threads(running.thread_count), torch.inference_mode():
         sides = [_side(s, name, running) for s, name in zip(subjects, ("model", "reference"), strict=False)]
         found = evaluate(sides[0], sides[1] if len(sides) > 1 else None, data, judges, settings, progress)
-    after = [identified(s, label, progress) for s, label in zip(subjects, labels, strict=True)]
+    after = [identified(s, progress) for s in subjects]
     changed = tuple(name for a, b in zip(before, after, strict=True) for name in a.differing(b))
     report = Report(
         before[0], before[1] if len(before) > 1 else None, found.measurements, _facts(data),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,18 @@ def judging(command: Command) -> Command:
 
 def common(command: Command) -> Command:
     """Output format and offline mode."""
+    return _shared(command, ("human", "json"))
+
+
+def judged(command: Command) -> Command:
+    """The same, with every form of a verdict."""
+    return _shared(command, api.verdict_forms())
+
+
+def _shared(command: Command, forms: Sequence[str]) -> Command:
     for decorate in (
         click.option("--offline", is_flag=True, help="Use only what the hub cache holds."),
-        click.option("--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True),
+        click.option("--format", "form", type=click.Choice(list(forms)), default="human", show_default=True),
         click.option("--config", type=click.Path(dir_okay=False, path_type=Path), is_eager=True, expose_value=False,
                      callback=_read_config, help="TOML file of options; flags win over it."),
     ):  # fmt: skip

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from weightguard.api import Applied, InputNorms, Verification
+    from weightguard.api import Applied, InputNorms, Verdict, Verification
     from weightguard.api.demonstrating import Demo
     from weightguard.api.inspecting import Inspection
     from weightguard.api.repairing import Plan, Repair
@@ -237,6 +237,14 @@ def show_report(text: str, out: str, form: str) -> None:
     click.echo(text)
     if form == "human":
         click.echo(f"\nwrote {_shown(out)}")
+
+
+def show_verified_verdict(verdict: Verdict, form: str) -> None:
+    if form == "json":
+        _json({"ok": True, "verdict": verdict.verdict, "files": len(verdict.model.files)})
+        return
+    click.echo(f"{len(verdict.model.files)} files, the policy and the verdict are what they were")
+    click.echo(f"verified; the verdict is: {verdict.verdict}")
 
 
 def show_demo(result: Demo, form: str) -> None:

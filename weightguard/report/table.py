@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from weightguard.gate import Verdict
 from weightguard.measurement import MODEL, Measurement, Report
 from weightguard.report.figures import figure, plain, span
 
@@ -47,3 +48,13 @@ def _sources(report: Report) -> list[str]:
         f"* {role}: {plain(str(said['source']))}, {said['rows']} rows, sha256 {said['sha256'][:12]}"
         for role, said in report.data.items()
     ]
+
+
+def verdict_table(verdict: Verdict) -> str:
+    """The verdict, a line a rule with its reason, and what it is bound to."""
+    rows = [[r.rule, r.status.upper(), plain(r.judge or "-"), plain(r.said)] for r in verdict.reasons]
+    model = f"{plain(verdict.model.label)}, {len(verdict.model.files)} files"
+    compared = "" if verdict.reference is None else f", compared with {plain(verdict.reference.label)}"
+    said = [f"verdict: {verdict.verdict.upper()}", f"model:   {model}{compared}",
+            f"policy:  {plain(verdict.policy.name)}, sha256 {verdict.policy.sha256[:12]}"]  # fmt: skip
+    return "\n".join([*said, "", *columns(["rule", "status", "judge", "reason"], rows), ""])

@@ -110,8 +110,7 @@ def _answered(
     exchanges = [Exchange(row.prompt, text) for row, text in zip(dataset.rows, answers, strict=True)]
     rulings: dict[str, tuple[Ruling, ...]] = {}
     for judge in judges if role in _JUDGED else ():
-        stage = side.stage(f"{role} judged")
-        rulings[judge.id] = tuple(judge.rule(exchanges, lambda i, n, stage=stage: progress(stage, i, n)))
+        rulings[judge.id] = tuple(judge.rule(exchanges, _staged(progress, side.stage(f"{role} judged"))))
     return Answered(role, dataset, tuple(answers), tuple(judges), rulings)
 
 
@@ -148,8 +147,7 @@ def _losses(
         of_side = []
         for name, answers, said in (("harmful_loss", harmful, ""), ("alignment_loss", aligned, note)):
             rows = forced.encoded_answers(dataset, answers, side.tokenizer, settings.max_length)
-            stage = side.stage(name.replace("_", " "))
-            values = forced.losses(side.model, rows, lambda i, n, stage=stage: progress(stage, i, n))
+            values = forced.losses(side.model, rows, _staged(progress, side.stage(name.replace("_", " "))))
             missing = f"no row of {dataset.source} has such an answer"
             of_side.append(Rows(name, values, dataset.sha256, note=said, missing=missing))
         found.append(of_side)
