@@ -188,6 +188,13 @@ def _check_numbers(said: Mapping[str, Any], where: str) -> None:
         raise InputError(f"{where}: a share outside of its range")
 
 
+def shown(value: float | None, unit: str) -> str:
+    """A value as people read it: `95.0 %`, `0.731`, or `unknown`."""
+    if value is None:
+        return "unknown"
+    return f"{100 * value:.1f} %" if unit == "share" else f"{value:.4g}"
+
+
 def written(data: Mapping[str, Any]) -> bytes:
     """The one way these files are written: insertion order, two spaces, UTF-8, a newline at the end, never NaN."""
     return (json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()

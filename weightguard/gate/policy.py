@@ -18,7 +18,7 @@ from weightguard import forms
 from weightguard.errors import InputError
 from weightguard.forms import SHA256, Record, Table
 from weightguard.gate.grid import GRID, Grid
-from weightguard.measurement import HIGHER, KINDS, ROLES, check_format
+from weightguard.measurement import HIGHER, KINDS, ROLES, check_format, shown
 
 FORMAT = 1
 SHIPPED = "weightguard:policy.toml"
@@ -58,7 +58,7 @@ class Limit:
     @property
     def said(self) -> str:
         sign = ">=" if self.better == HIGHER else "<="
-        return f"{self.name} {sign} {self.worst:g}"
+        return f"{self.name} {sign} {shown(self.worst, KINDS[self.name].unit)}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from weightguard.gate.policy import Limit, Policy
 from weightguard.gate.verdict import FAIL, PASS, UNDECIDED, Reason
-from weightguard.measurement import HIGHER, MODEL, Measurement, Report, Subject, judge_id
+from weightguard.measurement import HIGHER, MODEL, Measurement, Report, Subject, judge_id, shown
 
 _WORST = (FAIL, UNDECIDED, PASS)
 
@@ -89,7 +89,8 @@ def _seeds(policy: Policy, report: Report) -> list[Reason]:
 def _required(name: str, report: Report) -> Reason:
     known = [m for m in report.measurements if m.name == name and m.condition == MODEL and m.value is not None]
     if known:
-        return _about(f"required.{name}", PASS, "measured", known[0])
+        said = f"measured: {shown(known[0].value, known[0].unit)}"
+        return _about(f"required.{name}", PASS, said, known[0])
     return Reason(f"required.{name}", UNDECIDED, _why_missing(name, report, MODEL))
 
 
@@ -125,14 +126,15 @@ def _compared(rule: str, limit: Limit, m: Measurement) -> Reason:
         return _about(rule, UNDECIDED, f"{limit.said} is not shown: {m.n} rows make no interval", m, limit)
     higher = limit.better == HIGHER
     bad, good = (m.low, m.high) if higher else (m.high, m.low)
+    value, worst, best = (shown(v, m.unit) for v in (m.value, bad, good))
     if (good < limit.worst) if higher else (good > limit.worst):
-        return _about(rule, FAIL, f"{limit.said} does not hold: {m.value:.4g}, at best {good:.4g}", m, limit)
+        return _about(rule, FAIL, f"{limit.said} does not hold: {value}, at best {best}", m, limit)
     if m.n < limit.min_n:
         said = f"{limit.said} is not shown: measured on {m.n}, the policy wants at least {limit.min_n}"
         return _about(rule, UNDECIDED, said, m, limit)
     if (bad >= limit.worst) if higher else (bad <= limit.worst):
-        return _about(rule, PASS, f"{limit.said} holds: {m.value:.4g}, at worst {bad:.4g}", m, limit)
-    said = f"{limit.said} is not shown: {m.value:.4g}, but at worst {bad:.4g}; more rows would decide"
+        return _about(rule, PASS, f"{limit.said} holds: {value}, at worst {worst}", m, limit)
+    said = f"{limit.said} is not shown: {value}, but at worst {worst}; more rows would decide"
     return _about(rule, UNDECIDED, said, m, limit)
 
 

@@ -9,7 +9,7 @@ WIDTH, HEIGHT, EDGE = 240, 26, 8
 
 def interval_chart(reason: Reason, better: str) -> str:
     """A track from the worst to the best value, the bad side of the limit shaded, the interval and its value on it."""
-    if reason.value is None or reason.low is None or reason.high is None:
+    if reason.limit is None or reason.value is None or reason.low is None or reason.high is None:
         return ""
     low, high = _scale(reason)
 
@@ -18,10 +18,9 @@ def interval_chart(reason: Reason, better: str) -> str:
         return f"{EDGE + share * (WIDTH - 2 * EDGE):.1f}"
 
     parts = [f'<line class="track" x1="{EDGE}" x2="{WIDTH - EDGE}" y1="13" y2="13"/>']
-    if reason.limit is not None:
-        start, stop = (x(low), x(reason.limit)) if better == "higher" else (x(reason.limit), x(high))
-        parts.append(f'<rect class="bad" x="{start}" y="3" width="{float(stop) - float(start):.1f}" height="20"/>')
-        parts.append(f'<line class="limit" x1="{x(reason.limit)}" x2="{x(reason.limit)}" y1="1" y2="25"/>')
+    start, stop = (x(low), x(reason.limit)) if better == "higher" else (x(reason.limit), x(high))
+    parts.append(f'<rect class="bad" x="{start}" y="3" width="{float(stop) - float(start):.1f}" height="20"/>')
+    parts.append(f'<line class="limit" x1="{x(reason.limit)}" x2="{x(reason.limit)}" y1="1" y2="25"/>')
     parts.append(f'<line class="span {reason.status}" x1="{x(reason.low)}" x2="{x(reason.high)}" y1="13" y2="13"/>')
     parts.append(f'<circle class="{reason.status}" cx="{x(reason.value)}" cy="13" r="4"/>')
     label = f"value {reason.value:.4g}, interval {reason.low:.4g} to {reason.high:.4g}"

@@ -1,15 +1,8 @@
-"""Numbers as people read them."""
+"""Intervals as people read them, and text that cannot do more than be read."""
 
 from __future__ import annotations
 
 from weightguard.measurement import Measurement
-
-
-def figure(value: float | None, unit: str) -> str:
-    """`95.0 %`, `0.731`, or `unknown`."""
-    if value is None:
-        return "unknown"
-    return f"{100 * value:.1f} %" if unit == "share" else f"{value:.4g}"
 
 
 def span(m: Measurement) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import html
 from importlib import resources
 
-from weightguard.gate import Reason, Verdict
-from weightguard.measurement import KINDS, Example, Measurement, Report
+from weightguard.gate import FAIL, PASS, UNDECIDED, Reason, Verdict
+from weightguard.measurement import KINDS, Example, Measurement, Report, shown
 from weightguard.report.charts import interval_chart
-from weightguard.report.figures import figure, plain, span
+from weightguard.report.figures import plain, span
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _WORDS = {
@@ -48,7 +48,9 @@ def _heading(verdict: Verdict) -> str:
 
 
 def _rules(verdict: Verdict) -> str:
-    return f"<section><h2>Rules</h2>\n{''.join(_rule(reason) for reason in verdict.reasons)}</section>\n"
+    order = (FAIL, UNDECIDED, PASS)
+    reasons = sorted(verdict.reasons, key=lambda reason: order.index(reason.status))
+    return f"<section><h2>Rules</h2>\n{''.join(_rule(reason) for reason in reasons)}</section>\n"
 
 
 def _rule(reason: Reason) -> str:
@@ -75,7 +77,7 @@ def _report(report: Report | None) -> str:
 
 def _measurement(m: Measurement) -> str:
     judge = f"{m.judge} ({m.judge_revision})" if m.judge else ""
-    cells = (m.name, figure(m.value, m.unit), span(m), str(m.n), m.better, judge, m.note)
+    cells = (m.name, shown(m.value, m.unit), span(m), str(m.n), m.better, judge, m.note)
     return f"<tr>{''.join(f'<td>{_text(cell)}' for cell in cells)}</tr>\n"
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from weightguard.gate import FAIL, PASS, Reason, Verdict
-from weightguard.report.figures import figure, plain
+from weightguard.measurement import shown
+from weightguard.report.figures import plain
 
 _MARKS = {PASS: "✅", FAIL: "❌"}
 
@@ -28,8 +29,8 @@ def summary(verdict: Verdict) -> str:
 
 def _line(reason: Reason) -> str:
     unit = reason.unit or "nats"
-    value = "" if reason.value is None else figure(reason.value, unit)
-    limit = "" if reason.limit is None else figure(reason.limit, unit)
+    value = "" if reason.value is None else shown(reason.value, unit)
+    limit = "" if reason.limit is None else shown(reason.limit, unit)
     return f"| {_MARKS.get(reason.status, '⚠️')} | {_cell(reason.rule)} | {value} | {limit} | {_cell(reason.said)} |"
 
 

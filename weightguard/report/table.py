@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weightguard.gate import Verdict
-from weightguard.measurement import MODEL, Measurement, Report
-from weightguard.report.figures import figure, plain, span
+from weightguard.measurement import MODEL, Measurement, Report, shown
+from weightguard.report.figures import plain, span
 
 _HEADINGS = ["measurement", "value", "95 % interval", "n", "better", "judge"]
 
@@ -36,7 +36,7 @@ def columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 
 def _cells(m: Measurement) -> list[str]:
     name = m.name if m.condition == MODEL else f"{m.name} ({plain(m.condition)})"
-    return [name, figure(m.value, m.unit), span(m), str(m.n), m.better, plain(m.judge or "-")]
+    return [name, shown(m.value, m.unit), span(m), str(m.n), m.better, plain(m.judge or "-")]
 
 
 def _said(measurements: Sequence[Measurement]) -> list[str]:

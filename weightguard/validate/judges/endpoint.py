@@ -122,7 +122,10 @@ class EndpointJudge:
         try:
             connection.request("POST", self._parts.path.rstrip("/") + "/chat/completions", body, headers)
             reply = connection.getresponse()
-            return reply.status, _wait(reply.getheader("Retry-After")), reply.read(_LARGEST)
+            raw = reply.read(_LARGEST)
+            if reply.length and len(raw) < _LARGEST:  # read() with a limit takes a cut body for a whole one
+                raise http.client.IncompleteRead(raw, reply.length)
+            return reply.status, _wait(reply.getheader("Retry-After")), raw
         finally:
             connection.close()
 
