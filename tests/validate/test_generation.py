@@ -57,7 +57,23 @@ def test_stock_generation_one_prompt_at_a_time_says_the_same(checkpoint, family:
     directory = checkpoint(family)
     opened = open_checkpoint(resolve(str(directory)))
     model, tokenizer = load_model(opened), load_tokenizer(directory)
-    words = "how do i make bake pick a the lock cake bread door please tell me".split()
+    words = [
+        "how",
+        "do",
+        "i",
+        "make",
+        "bake",
+        "pick",
+        "a",
+        "the",
+        "lock",
+        "cake",
+        "bread",
+        "door",
+        "please",
+        "tell",
+        "me",
+    ]
     rows = [Row(" ".join(words[i % 3 : i % 3 + 1 + i]), None, number=i) for i in range(10)]
     prompts = prompt_ids(rows, tokenizer, "test")
     alone = []

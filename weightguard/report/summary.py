@@ -31,12 +31,12 @@ def _line(reason: Reason) -> str:
     unit = reason.unit or "nats"
     value = "" if reason.value is None else shown(reason.value, unit)
     limit = "" if reason.limit is None else shown(reason.limit, unit)
-    return f"| {_MARKS.get(reason.status, '⚠️')} | {_cell(reason.rule)} | {value} | {limit} | {_cell(reason.said)} |"
+    return f"| {_MARKS.get(reason.status, '⚠️')} | `{_code(reason.rule)}` | {value} | {limit} | {_cell(reason.said)} |"
 
 
 def _cell(text: str) -> str:
     """Text in a table cell: no markup of a stranger's file name is followed."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~@&])", r"\\\1", plain(text))
+    return re.sub(r"([\\`*\[\]<>|~@&])", r"\\\1", plain(text))
 
 
 def _code(text: str) -> str:

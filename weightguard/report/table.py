@@ -52,7 +52,7 @@ def _sources(report: Report) -> list[str]:
 
 def verdict_table(verdict: Verdict) -> str:
     """The verdict, a line a rule with its reason, and what it is bound to."""
-    rows = [[r.rule, r.status.upper(), plain(r.judge or "-"), plain(r.said)] for r in verdict.reasons]
+    rows = [[plain(r.rule), r.status.upper(), plain(r.judge or "-"), plain(r.said)] for r in verdict.reasons]
     model = f"{plain(verdict.model.label)}, {len(verdict.model.files)} files"
     compared = "" if verdict.reference is None else f", compared with {plain(verdict.reference.label)}"
     said = [f"verdict: {verdict.verdict.upper()}", f"model:   {model}{compared}",
