@@ -6,11 +6,11 @@ result = wg.repair("org/model", method="antidote", aligned="org/aligned", harmfu
 
 from __future__ import annotations
 
-# Loaded before the function of the same name is bound: a submodule takes its name in the package when it is first loaded.
-import weightguard.neurons  # noqa: F401
-from weightguard.api import apply, demo, finetune, inspect, neurons, repair, stats, verify
+from weightguard.api import apply, demo, evaluate, finetune, gate, inspect, neurons, repair, stats, verify
 
-__all__ = ["__version__", "apply", "demo", "finetune", "inspect", "neurons", "repair", "stats", "verify"]
+__all__ = [
+    "__version__", "apply", "demo", "evaluate", "finetune", "gate", "inspect", "neurons", "repair", "stats", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from weightguard.checkpoint import open_checkpoint, resolve
 from weightguard.checkpoint.writer import safetensors_bytes
-from weightguard.neurons import Neurons, Part, tensor_digest
+from weightguard.parts import Neurons, Part, tensor_digest
 
 HIDDEN, MIDDLE, LAYERS, VOCABULARY = 12, 20, 2, 17
 SHAPES = {

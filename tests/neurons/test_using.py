@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import weightguard as wg
 from weightguard.errors import InputError, MismatchError, UsageError
-from weightguard.neurons import Neurons
+from weightguard.parts import Neurons
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy
 import pytest
 
 import weightguard as wg
-from weightguard.neurons import Neurons
+from weightguard.parts import Neurons
 
 FAMILIES = ("llama", "phi3", "gpt2")
 
@@ -180,9 +180,3 @@ def test_the_file_tells_where_it_comes_from(subject, tmp_path) -> None:
 def test_two_searches_write_the_same_bytes(options: dict, subject) -> None:
     it = subject()
     assert it.find(**options).neurons.to_bytes() == it.find(**options).neurons.to_bytes()
-
-
-def test_the_function_keeps_its_name_beside_the_module() -> None:
-    import weightguard.neurons
-
-    assert callable(wg.neurons) and callable(weightguard.neurons)

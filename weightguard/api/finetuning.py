@@ -167,7 +167,7 @@ def _guard(name: str | None, options: Mapping[str, Any], sources: Sources, subje
         return configured(cls, f"--guard {name}", options)
     if sources.neurons is None:
         raise UsageError(f"--guard {name} needs --neurons; make them with weightguard neurons")
-    from weightguard.neurons import Neurons
+    from weightguard.parts import Neurons
 
     neurons = Neurons.load(Path(sources.neurons))
     if not neurons.parts:

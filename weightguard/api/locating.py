@@ -18,8 +18,8 @@ from weightguard.checkpoint import in_scope
 from weightguard.checkpoint.writer import check_free, write_file
 from weightguard.errors import DataError, UnsupportedError, UsageError
 from weightguard.locate import kind_class
-from weightguard.neurons import Neurons, Part, tensor_digest
 from weightguard.options import configured, settings
+from weightguard.parts import Neurons, Part, tensor_digest
 
 if TYPE_CHECKING:
     from weightguard.data import Encoded, EncodedSet

@@ -14,7 +14,7 @@ from weightguard.methods.inputs import Inputs
 
 if TYPE_CHECKING:
     from weightguard.checkpoint import Checkpoint
-    from weightguard.neurons import Neurons
+    from weightguard.parts import Neurons
     from weightguard.statistics.norms import InputNorms
 
 # Need -> the fields of `Data` it may look at.
@@ -103,7 +103,7 @@ def _reads(needs: Iterable[str]) -> str:
 
 def _neurons(method: Any, subject: Subject, data: Data, notes: Notes) -> Neurons:
     """The neurons, once they are known to belong to what the method edits. Errors: UsageError, MismatchError."""
-    from weightguard.neurons import Neurons
+    from weightguard.parts import Neurons
 
     if data.neurons is None:
         raise UsageError(f"--method {method.NAME} needs --neurons, a file written by weightguard neurons")

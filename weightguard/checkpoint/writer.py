@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightguard.checkpoint.header import read_header
 from weightguard.checkpoint.reader import read_exactly
-from weightguard.errors import CheckpointError, InputError, OutputError, SystemFailure
+from weightguard.errors import CheckpointError, InputError, OutputError, SystemFailure, UsageError
 
 if TYPE_CHECKING:
     import numpy
@@ -80,6 +80,16 @@ def check_parent(path: Path) -> None:
     above = next((p for p in path.absolute().parents if os.path.lexists(p)), None)
     if above is not None and not above.is_dir():
         raise SystemFailure(f"{path}: cannot be written, {above.name} is not a directory; give another name")
+
+
+def check_apart(target: Path, inputs: Iterable[Path], flag: str = "-o") -> None:
+    """Refuse a target that is an input, lies in one or holds one: an input is never changed. Error: UsageError."""
+    place = Path(os.path.realpath(target))
+    for path in inputs:
+        found = Path(os.path.realpath(path))
+        if place == found or place in found.parents or found in place.parents:
+            how = "is" if place == found else "holds" if place in found.parents else "lies in"
+            raise UsageError(f"{flag} {target}: {how} the input {path}; give a place apart from it")
 
 
 def sync_directory(path: Path) -> None:

@@ -137,7 +137,7 @@ def repair(form: str, **values: Any) -> None:
 @options.common
 def finetune(form: str, **values: Any) -> None:
     """Fine-tune MODEL on the responses of rows, with or without a guard, and write it to OUT."""
-    chosen = options.given_to_guard(values)
+    chosen = options.given(values, api.guard_options())
     with screen.progress() as progress:
         result = api.finetune(**values, **chosen, progress=progress)
     screen.show_finetune(result, form)
@@ -159,14 +159,65 @@ def apply(form: str, **values: Any) -> None:
 
 
 @cli.command()
+@click.argument("model")
+@click.option("--policy", help="The policy, a TOML file [default: the one shipped with weightguard].")
+@click.option("--reference", help="The aligned model that the report must have compared with.")
+@click.option("--report", help="A report of `weightguard evaluate`; without it the policy's own data is evaluated.")
+@click.option(
+    "-o",
+    "--out",
+    multiple=True,
+    metavar="FILE",
+    help="Write the verdict; by suffix: .json, .sarif, .xml (JUnit), .md, .html, .intoto.json; may be repeated.",
+)
+@click.option("--force", is_flag=True, help="Replace the files.")
+@options.running
+@options.judged
+def gate(form: str, **values: Any) -> None:
+    """Pass, fail (exit code 1) or leave undecided (7) whether MODEL meets a policy."""
+    with screen.progress() as progress:
+        verdict = api.gate(**values, progress=progress)
+    click.echo(api.render(verdict, form))
+    api.enforce(verdict)
+
+
+@cli.command()
 @click.argument("output")
 @click.option("--against", help="The model the output was made from.")
+@click.option("--model", help="The model that a verdict is about.")
+@click.option("--policy", help="Where the verdict's policy lies now.")
 @options.common
-def verify(output: str, against: str | None, offline: bool, form: str) -> None:
-    """Check an OUTPUT against its manifest: every digest, every edit."""
+def verify(output: str, against: str | None, model: str | None, policy: str | None, offline: bool, form: str) -> None:
+    """Check an OUTPUT against its manifest, or a verdict (a file) against the model, the policy and itself."""
+    if api.is_verdict(output, model, policy, against):
+        with screen.progress() as progress:
+            verdict = api.verify_verdict(output, model=model or "", policy=policy, offline=offline, progress=progress)
+        screen.show_verified_verdict(verdict, form)
+        api.enforce(verdict)
+        return
     with screen.progress() as progress:
         result = api.verify(output, against=against, offline=offline, progress=progress)
     screen.show_verification(result, form)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--reference", help="The aligned model; differences to it are measured as well.")
+@click.option("--harmful", help="Prompts to be refused, held out from every repair and attack.")
+@click.option("--benign", help="Harmless rows; those with a response measure utility.")
+@click.option("--over-refusal", help="Harmless prompts that sound dangerous and must be answered.")
+@click.option("--task", help="Rows of the user's task with the right response.")
+@options.judging
+@click.option("-o", "--out", required=True, help="The report to write.")
+@click.option("--limit", type=int, help="Take the first rows of each data set only.")
+@click.option("--force", is_flag=True, help="Replace the file.")
+@options.running
+@options.common
+def evaluate(form: str, **values: Any) -> None:
+    """Measure MODEL on evaluation data, alone or against a reference."""
+    with screen.progress() as progress:
+        found = api.evaluate(**values, progress=progress)
+    screen.show_report(api.render(found, form), values["out"], form)
 
 
 @cli.command()

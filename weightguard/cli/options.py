@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,40 @@ def running(command: Command) -> Command:
     return command
 
 
+def judging(command: Command) -> Command:
+    """How models are asked and judged."""
+    for decorate in (
+        click.option("--disjoint-from", multiple=True, metavar="FILE",
+                     help="Calibration or attack data that must share no prompt with the evaluation; may be repeated."),
+        click.option("--examples", type=int, default=3, show_default=True,
+                     help="Answers of each judged set to keep in the report."),
+        click.option("--batch-size", type=int, default=32, show_default=True, help="Prompts answered together."),
+        click.option("--max-new-tokens", type=int, default=64, show_default=True, help="Longest answer."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap."),
+        click.option("--match", default="exact", show_default=True,
+                     help="How answers are compared with responses: exact, contains or final-number."),
+        click.option("--judge", "judges", multiple=True, default=("refusal-phrases",), show_default=True,
+                     help="refusal-phrases[:LIST], contains:FILE, a classifier checkpoint, llama-guard:MODEL, "
+                          "wildguard:MODEL, beaver-dam:MODEL or http(s)://host/v1#model; may be repeated."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
 def common(command: Command) -> Command:
     """Output format and offline mode."""
+    return _shared(command, ("human", "json"))
+
+
+def judged(command: Command) -> Command:
+    """The same, with every form of a verdict."""
+    return _shared(command, api.verdict_forms())
+
+
+def _shared(command: Command, forms: Sequence[str]) -> Command:
     for decorate in (
         click.option("--offline", is_flag=True, help="Use only what the hub cache holds."),
-        click.option("--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True),
+        click.option("--format", "form", type=click.Choice(list(forms)), default="human", show_default=True),
         click.option("--config", type=click.Path(dir_okay=False, path_type=Path), is_eager=True, expose_value=False,
                      callback=_read_config, help="TOML file of options; flags win over it."),
     ):  # fmt: skip
@@ -67,6 +96,11 @@ def of_kinds(command: Command) -> Command:
     return _flags(command, api.kind_options())
 
 
+def of_guards(command: Command) -> Command:
+    """One flag per option of any guard; a flag the chosen guard lacks is refused when it runs."""
+    return _flags(command, api.guard_options())
+
+
 def _flags(command: Command, found: dict[str, dict[str, Any]]) -> Command:
     for name, entry in reversed(found.items()):
         if name in _COMMON:
@@ -74,7 +108,7 @@ def _flags(command: Command, found: dict[str, dict[str, Any]]) -> Command:
         choices = entry["choices"]
         plain = click.INT if entry["type"].startswith("int") else click.STRING
         kind = click.Choice(list(choices)) if choices else plain
-        text = f"{entry['help']} ({', '.join(entry['methods'])})"
+        text = f"{entry['help']} ({', '.join(entry['of'])})"
         command = click.option(f"--{name.replace('_', '-')}", name, type=kind, default=None, help=text)(command)
     return command
 
@@ -83,21 +117,6 @@ def given(values: dict[str, Any], found: dict[str, dict[str, Any]] | None = None
     """The options of methods, or of what else is `found`, among `values` that were given, popped out of it."""
     names = [name for name in (api.method_options() if found is None else found) if name not in _COMMON]
     return {name: value for name in names if (value := values.pop(name, None)) is not None}
-
-
-def of_guards(command: Command) -> Command:
-    """One flag per option of any guard; a flag the chosen guard lacks is refused when it runs."""
-    for name, entry in reversed(api.guard_options().items()):
-        choices = entry["choices"]
-        kind = click.Choice(list(choices)) if choices else click.INT
-        text = f"{entry['help']} [default: {entry['default']}] ({', '.join(entry['guards'])})"
-        command = click.option(f"--{name.replace('_', '-')}", name, type=kind, default=None, help=text)(command)
-    return command
-
-
-def given_to_guard(values: dict[str, Any]) -> dict[str, Any]:
-    """The guard options among `values` that were given, popped out of it."""
-    return {name: value for name in api.guard_options() if (value := values.pop(name, None)) is not None}
 
 
 def _read_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:

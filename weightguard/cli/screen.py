@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from weightguard.api import Applied, InputNorms, Verification
+    from weightguard.api import Applied, Verification
     from weightguard.api.demonstrating import Demo
     from weightguard.api.finetuning import Finetuned
+    from weightguard.api.grading import Verdict
     from weightguard.api.inspecting import Inspection
     from weightguard.api.locating import Located
+    from weightguard.api.measuring import InputNorms
     from weightguard.api.repairing import Plan, Repair
     from weightguard.api.reporting import RoleChange
     from weightguard.api.strength import Calibration
@@ -309,6 +311,20 @@ def _show_starts(starts: Mapping[str, Mapping[str, float]]) -> None:
         values = sorted(start[key] for start in starts.values())
         rows.append([text, *(f"{v:.3g}" for v in (values[0], values[len(values) // 2], values[-1]))])
     table([f"salora, {len(starts)} modules", "least", "median", "most"], rows)
+
+
+def show_report(text: str, out: str, form: str) -> None:
+    click.echo(text)
+    if form == "human":
+        click.echo(f"\nwrote {_shown(out)}")
+
+
+def show_verified_verdict(verdict: Verdict, form: str) -> None:
+    if form == "json":
+        _json({"ok": True, "verdict": verdict.verdict, "files": len(verdict.model.files)})
+        return
+    click.echo(f"{len(verdict.model.files)} files, the policy and the verdict are what they were")
+    click.echo(f"verified; the verdict is: {verdict.verdict}")
 
 
 def show_demo(result: Demo, form: str) -> None:

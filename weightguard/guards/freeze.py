@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from weightguard.guards.attaching import Handle, callback
 
 if TYPE_CHECKING:
-    from weightguard.neurons import Neurons
+    from weightguard.parts import Neurons
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,7 +9,7 @@ from weightguard.errors import UsageError
 from weightguard.guards.attaching import Handle, callback
 
 if TYPE_CHECKING:
-    from weightguard.neurons import Neurons
+    from weightguard.parts import Neurons
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,7 +17,7 @@ from weightguard.guards.attaching import Handle, bare, trained
 from weightguard.statistics.parameters import Target, targets
 
 if TYPE_CHECKING:
-    from weightguard.neurons import Neurons, Part
+    from weightguard.parts import Neurons, Part
 
 MASKS = ("entries", "rows", "columns")
 Restore = Callable[[], object]

@@ -12,7 +12,7 @@ from weightguard.guards.attaching import Handle, bare, callback, trained
 if TYPE_CHECKING:
     import torch
 
-    from weightguard.neurons import Neurons
+    from weightguard.parts import Neurons
     from weightguard.statistics.parameters import Target
 
 

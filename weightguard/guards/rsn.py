@@ -9,7 +9,7 @@ from weightguard.guards.attaching import Handle, callback
 from weightguard.options import option
 
 if TYPE_CHECKING:
-    from weightguard.neurons import Neurons
+    from weightguard.parts import Neurons
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,8 +12,8 @@ from weightguard.errors import MismatchError, UsageError
 from weightguard.locate.material import Found, Material
 from weightguard.locate.scores import GROUPS, top_entries
 from weightguard.locate.units import UNITS, counted_units, top_units, unit_groups, unit_parts
-from weightguard.neurons import Neurons, Part
 from weightguard.options import as_share, option
+from weightguard.parts import Neurons, Part
 
 if TYPE_CHECKING:
     import numpy

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from weightguard.neurons import Neurons, Part
+from weightguard.parts import Neurons, Part
 
 if TYPE_CHECKING:
     import torch

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from weightguard.errors import DataError, UsageError
 from weightguard.locate.drawn import seed_of
 from weightguard.locate.material import Found, Material
-from weightguard.neurons import Part
 from weightguard.options import as_share, option
+from weightguard.parts import Part
 
 if TYPE_CHECKING:
     import torch

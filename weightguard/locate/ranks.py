@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from weightguard.errors import DataError, UsageError
 from weightguard.locate.material import Found, Material
-from weightguard.neurons import Part
 from weightguard.options import as_share, option
+from weightguard.parts import Part
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weightguard.errors import UnsupportedError, UsageError
 from weightguard.locate.material import Material
 from weightguard.locate.scores import Opener
-from weightguard.neurons import Part
+from weightguard.parts import Part
 
 if TYPE_CHECKING:
     import numpy

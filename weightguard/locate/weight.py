@@ -15,8 +15,8 @@ from weightguard.errors import DataError, UsageError
 from weightguard.locate.material import Found, Material
 from weightguard.locate.scores import GROUPS, SCORES, entry_scores, top_entries
 from weightguard.locate.units import UNITS, counted_units, mean_scores, top_units, unit_groups, unit_parts
-from weightguard.neurons import Part
 from weightguard.options import as_share, option
+from weightguard.parts import Part
 
 if TYPE_CHECKING:
     import numpy

@@ -10,7 +10,7 @@ from weightguard.options import as_share, option, settings
 
 if TYPE_CHECKING:
     from weightguard.checkpoint import Linear, LoraPair
-    from weightguard.neurons import Neurons
+    from weightguard.parts import Neurons
     from weightguard.statistics.norms import InputNorms
     from weightguard.statistics.subspace import Direction
     from weightguard.weights import Sources

@@ -1,12 +1,13 @@
 """Replays a plan on files: stream, apply, copy, hash, verify, publish. Knows no method."""
 
+from weightguard.checkpoint.writer import check_apart
 from weightguard.rewrite.apply import Change, apply
 from weightguard.rewrite.card import totals
 from weightguard.rewrite.companions import check_companions
 from weightguard.rewrite.made import publish_adapter
 from weightguard.rewrite.manifest import Manifest, identity
 from weightguard.rewrite.publish import Options, counted, rewrite
-from weightguard.rewrite.stage import Stage, check_apart, check_space, check_target
+from weightguard.rewrite.stage import Stage, check_space, check_target
 from weightguard.rewrite.stream import all_tensors
 from weightguard.rewrite.verify import Verified, verify_against, verify_output
 

@@ -12,12 +12,12 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from weightguard.checkpoint.writer import check_parent, sync_directory
-from weightguard.errors import OutputError, SystemFailure, UsageError
+from weightguard.errors import OutputError, SystemFailure
 
 _NOREPLACE, _EXCHANGE = 1, 2
 _AT_FDCWD = -100
@@ -140,16 +140,6 @@ def check_target(target: Path, force: bool) -> None:
         raise OutputError(f"{target}: is not a directory; --force replaces an earlier output only")
     if any(target.iterdir()) and not (target / "weightguard.json").is_file():
         raise OutputError(f"{target}: has no weightguard.json; --force replaces only what weightguard wrote")
-
-
-def check_apart(target: Path, inputs: Iterable[Path], flag: str = "-o") -> None:
-    """Refuse a target that is an input, lies in one or holds one: an input is never changed. Error: UsageError."""
-    place = Path(os.path.realpath(target))
-    for path in inputs:
-        found = Path(os.path.realpath(path))
-        if place == found or place in found.parents or found in place.parents:
-            how = "is" if place == found else "holds" if place in found.parents else "lies in"
-            raise UsageError(f"{flag} {target}: {how} the input {path}; give a place apart from it")
 
 
 def _locked(path: Path) -> int:

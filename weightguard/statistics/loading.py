@@ -29,13 +29,14 @@ def load_model(
     dtype: str = "float32",
     device: str = "cpu",
     state_dict: Mapping[str, torch.Tensor] | None = None,
+    classifier: bool = False,
 ) -> Any:
-    """The causal language model of a checkpoint, in eval mode.
+    """The causal language model of a checkpoint, or with `classifier` its sequence classifier, in eval mode.
 
     dtype: float32 by default whatever the files hold. state_dict: tensors by on-disk name instead of the files'.
     Code named by the config is never looked at. Errors: UnsupportedError, CheckpointError.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     if dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype}: must be one of {', '.join(DTYPES)}")
@@ -44,7 +45,8 @@ def load_model(
     given = {} if state_dict is None else {"state_dict": dict(state_dict)}
     with quiet():
         try:
-            kind = AutoModelForCausalLM._model_mapping[type(config)]
+            heads = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+            kind = heads._model_mapping[type(config)]
             _check_size(checkpoint, kind, config)
             model, said = kind.from_pretrained(
                 path, config=config, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any
 
 from weightguard.validate.generation import greedy_answers
+from weightguard.validate.intervals import wilson
 from weightguard.validate.judges import JUDGE, is_refusal
 
 
@@ -27,9 +27,7 @@ class Refusals:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the share."""
-        n, p, z = self.judged, self.share, 1.959964
-        centre, spread = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+        return wilson(self.refused, self.judged)
 
 
 def count_refusals(

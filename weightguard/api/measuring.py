@@ -1,0 +1,93 @@
+"""Verbs that look into a model and leave it as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightguard.api.calling import Progress, silent, text
+
+if TYPE_CHECKING:
+    from weightguard.api.inspecting import Inspection
+    from weightguard.api.locating import Located
+    from weightguard.statistics.norms import InputNorms
+
+
+def inspect(model: str, *, offline: bool = False, digests: bool = True, progress: Progress = silent) -> Inspection:
+    """Tensors, shards, roles, dtypes, tied weights, digests and problems of a checkpoint, without torch.
+
+    model: a directory, `org/name[@revision]` or MODEL+ADAPTER. Errors: CheckpointError, SystemFailure.
+    """
+    from weightguard.api.inspecting import run_inspect
+
+    return run_inspect(str(model), offline=offline, digests=digests, progress=progress)
+
+
+def stats(
+    model: str,
+    *,
+    data: str | None = None,
+    tokens: str = "all",
+    out: str | Path | None = None,
+    force: bool = False,
+    limit: int | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int | None = None,
+    max_length: int = 2048,
+    offline: bool = False,
+    progress: Progress = silent,
+) -> InputNorms:
+    """Input norms of every decoder linear on `data` (None: the shipped harmful prompts), written to `out` if given.
+
+    Errors: DataError, CheckpointError, UnsupportedError, OutputError.
+    """
+    from weightguard.api.collect import Running, collect, encoded
+    from weightguard.api.subject import open_subject
+    from weightguard.checkpoint.writer import check_free, write_file
+
+    if out is not None:
+        check_free(Path(out), force=force)
+    running = Running(device, dtype, threads, max_length)
+    subject = open_subject(str(model), offline=offline, search=False)
+    if out is not None:
+        from weightguard.rewrite import check_apart
+
+        check_apart(Path(out), subject.inputs)
+    found, _ = encoded(subject, data, "harmful", tokens, limit, running)
+    norms = collect(subject, found, running, progress)
+    if out is not None:
+        write_file(Path(out), norms.to_bytes(), force=force)
+    return norms
+
+
+def neurons(
+    model: str,
+    *,
+    kind: str = "set-difference",
+    safety: str | None = None,
+    utility: str | None = None,
+    like: str | Path | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    limit: int | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int | None = None,
+    max_length: int = 2048,
+    offline: bool = False,
+    progress: Progress = silent,
+    **options: Any,
+) -> Located:
+    """Find where safety lies in an aligned model: weights, units, ranks, or learning rates; written to `out` if given.
+
+    safety: prompts with the aligned behaviour; a row without an answer gets the model's own. options: the fields of the
+    kind (`weightguard.locate`). Errors: the tree in `weightguard.errors`.
+    """
+    from weightguard.api.collect import Running
+    from weightguard.api.locating import Sets, run_neurons
+
+    sets = Sets(safety, utility, text(like), limit)
+    target = None if out is None else Path(out)
+    running = Running(device, dtype, threads, max_length)
+    return run_neurons(str(model), kind, options, sets, target, force, running, offline, progress)

@@ -1,0 +1,52 @@
+"""sha256 of every file of a checkpoint directory: what a report and a verdict are bound to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from weightguard.checkpoint.hub import allowed_target
+from weightguard.errors import SystemFailure
+
+_BLOCK = 2**22
+
+
+def _silent(done: int, total: int) -> None:
+    """Progress that shows nothing."""
+
+
+def file_digests(directory: Path, progress: Callable[[int, int], None] = _silent) -> dict[str, str]:
+    """Name within the directory -> sha256, sorted by name. Folders whose name begins with a dot (.git, the hub's
+    .cache) are not part of a checkpoint; every other file is, whatever it is called.
+
+    Errors: CheckpointError for a link that leads out of the checkpoint or to no regular file, SystemFailure.
+    """
+    files = {name: allowed_target(directory / name, directory) for name in sorted(_names(directory))}
+    total, done = sum(path.stat().st_size for path in files.values()), 0
+    found = {}
+    for name, path in files.items():
+        digest = hashlib.sha256()
+        for block in _blocks(path, name):
+            digest.update(block)
+            done += len(block)
+            progress(min(done, total), total)
+        found[name] = digest.hexdigest()
+    return found
+
+
+def _names(directory: Path) -> Iterator[str]:
+    for folder, inner, files in os.walk(directory):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        linked = [name for name in inner if (Path(folder) / name).is_symlink()]
+        yield from (os.path.relpath(os.path.join(folder, name), directory) for name in [*files, *linked])
+
+
+def _blocks(path: Path, name: str) -> Iterator[bytes]:
+    try:
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(_BLOCK):
+                yield block
+    except OSError as error:
+        raise SystemFailure(f"{name}: cannot be read: {error.strerror}") from error

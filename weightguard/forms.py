@@ -1,0 +1,138 @@
+"""The form of a JSON or TOML value, said once: checked value by value, and written out as a JSON schema.
+
+A form is str, bool, int or float (finite; an int will do), [form] for a list, or one of the classes below. Keys that a
+Record does not name are refused: a misspelt limit must not be a limit that is never looked at.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from weightguard.errors import InputError
+
+_NAMES = {str: "a string", bool: "true or false", int: "a whole number", float: "a finite number"}
+_SCHEMA = {str: "string", bool: "boolean", int: "integer", float: "number"}
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """The form, or null."""
+
+    form: Any
+
+
+@dataclass(frozen=True)
+class Table:
+    """Any keys, values of one form."""
+
+    form: Any
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of these strings."""
+
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A string that matches a pattern from end to end; `said` names it in messages."""
+
+    pattern: str
+    said: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """Exactly these keys; those of `optional` may be absent."""
+
+    keys: Mapping[str, Any]
+    optional: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Anything:
+    """Any JSON value."""
+
+
+SHA256 = Text(r"[0-9a-f]{64}", "a sha256 in lower-case hex")
+
+
+def check(value: Any, form: Any, where: str) -> None:
+    """Compare a parsed value with a form. Error: InputError in one line that begins with `where` and names the key."""
+    if isinstance(form, Maybe):
+        if value is not None:
+            check(value, form.form, where)
+    elif isinstance(form, list):
+        _need(isinstance(value, list), value, "a list", where)
+        for at, each in enumerate(value):
+            check(each, form[0], f"{where}[{at}]")
+    elif isinstance(form, (Table, Record)):
+        _need(isinstance(value, dict), value, "a table", where)
+        _check_table(value, form, where)
+    elif isinstance(form, OneOf):
+        _need(value in form.choices, value, f"one of {', '.join(form.choices)}", where)
+    elif isinstance(form, Text):
+        _need(isinstance(value, str) and re.fullmatch(form.pattern, value) is not None, value, form.said, where)
+    elif not isinstance(form, Anything):
+        _need(_is(value, form), value, _NAMES[form], where)
+
+
+def _check_table(value: Mapping[str, Any], form: Table | Record, where: str) -> None:
+    if isinstance(form, Table):
+        for key, each in value.items():
+            check(each, form.form, f"{where}.{_shown(key)}")
+        return
+    known = {**form.keys, **form.optional}
+    unknown = next((key for key in value if key not in known), None)
+    if unknown is not None:
+        raise InputError(f"{where}: unknown key {_shown(unknown)}; known are {', '.join(known)}")
+    missing = next((key for key in form.keys if key not in value), None)
+    if missing is not None:
+        raise InputError(f"{where}: no {missing}")
+    for key, each in value.items():
+        check(each, known[key], f"{where}.{key}")
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) is kind
+
+
+def _need(holds: bool, value: Any, wanted: str, where: str) -> None:
+    if not holds:
+        raise InputError(f"{where} is {_shown(value)}; it must be {wanted}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    short = text if len(text) <= 60 else text[:60] + "..."
+    return short if short.isprintable() else ascii(short)
+
+
+def schema(form: Any, title: str) -> dict[str, Any]:
+    """The form as a JSON schema (draft 2020-12)."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **_schema(form)}
+
+
+def _schema(form: Any) -> dict[str, Any]:
+    if isinstance(form, Maybe):
+        return {"anyOf": [{"type": "null"}, _schema(form.form)]}
+    if isinstance(form, list):
+        return {"type": "array", "items": _schema(form[0])}
+    if isinstance(form, Table):
+        return {"type": "object", "additionalProperties": _schema(form.form)}
+    if isinstance(form, Record):
+        known = {key: _schema(each) for key, each in {**form.keys, **form.optional}.items()}
+        return {"type": "object", "required": list(form.keys), "properties": known, "additionalProperties": False}
+    if isinstance(form, OneOf):
+        return {"enum": list(form.choices)}
+    if isinstance(form, Text):
+        return {"type": "string", "pattern": f"^{form.pattern}$"}
+    return {} if isinstance(form, Anything) else {"type": _SCHEMA[form]}

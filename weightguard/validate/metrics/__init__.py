@@ -1,0 +1,1 @@
+"""Metrics: one value per row, from which a measurement and, against a reference, a paired difference are made."""
