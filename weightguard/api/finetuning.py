@@ -108,7 +108,7 @@ def run_finetune(
     manifest = _publish(job, model, finished, facts, progress)
     state.discard()
     starts = {n: dict(start.facts) for n, start in getattr(finished, "starts", {}).items()}
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) // getattr(finished, "halves", 1)
     return Finetuned(manifest, output.out, tuple(manifest.data["notes"]), facts["command"], trained, losses, starts)
 
 
@@ -127,6 +127,8 @@ def _job(
     from weightguard.training.lora import Lora, parse_lora, targeted
 
     asked = parse_lora(lora) if lora is not None else Lora() if guard == "salora" else None
+    if asked is not None and asked.alpha is None and guard == "salora":
+        asked = dataclasses.replace(asked, alpha=asked.r)  # as published: s = 1
     settled = recipe(FULL_RATE if asked is None else LORA_RATE)
     settled.check()
     _check_running(running, output)
@@ -164,7 +166,12 @@ def _guard(name: str | None, options: Mapping[str, Any], sources: Sources, subje
             if getattr(sources, role) is not None and key not in cls.NEEDS:
                 raise UsageError(f"--{role} is not used by --guard {name}")
     if "neurons" not in cls.NEEDS:
-        return configured(cls, f"--guard {name}", options)
+        made = configured(cls, f"--guard {name}", options)
+        if (made.start, made.export) == ("zero", "residual"):
+            raise UsageError(
+                "--export residual rewrites the base by what --start task begins with; leave one of them out"
+            )
+        return made
     if sources.neurons is None:
         raise UsageError(f"--guard {name} needs --neurons; make them with weightguard neurons")
     from weightguard.parts import Neurons
@@ -255,7 +262,7 @@ def _prepared(job: Job, model: Any, found: EncodedSet, state: StateFile, progres
         from weightguard.api.directions import measured
 
         guard = measured(job, model, found, progress)
-    wanted = job.lora.doubled() if salora else job.lora
+    wanted = job.lora.doubled() if salora and guard.halves == 2 else job.lora
     model = adapted(model, wanted, job.tensors, _base_name(job.subject), job.recipe.seed)
     if salora and not job.output.resume:
         guard.initialise(model)

@@ -5,9 +5,10 @@ B, A begun at B0 = V_t V_tᵀ U √S, A0 = √S Qᵀ (W ≈ U S Qᵀ of rank r, 
 W_res = W − s·C B0 A0, so that the model begins where it was.
 
 Here the base is not rewritten: the same model is a stock LoRA of rank 2r, A' = [A; A0], B' = [C B, −C B0], whose second
-halves stay. It can be saved at any step by stock peft and be loaded over the untouched base. C B is held, not B: the
-gradient of lora_B is projected, and after each step lora_B itself, which walks through the very points that training B
-under a fixed C does (weight decay and elementwise optimizers included), and C is never formed.
+halves stay; with `start="zero"`, where B0 = 0, there is no second half. It can be saved at any step by stock peft and be
+loaded over the untouched base. C B is held, not B: the gradient of lora_B is projected, and after each step lora_B
+itself, which walks through the very points that training B under a fixed C does (weight decay and elementwise
+optimizers included), and C is never formed.
 """
 
 from __future__ import annotations
@@ -55,9 +56,16 @@ class SaLoRA:
 
     safety_rank: int = option(32, "output directions of the safety data that the update may not use")
     task_rank: int = option(32, "output directions of the task data in which the update begins")
+    start: str = option("task", "task: begin in the task's directions, as published; zero: begin as plain LoRA does, lora_B = 0",
+                        ("task", "zero"))  # fmt: skip
     export: str = option("merged-rank", "merged-rank: an adapter of twice the rank over the untouched base; residual: a rewritten "
                          "base and an adapter of the rank asked for", ("merged-rank", "residual"))  # fmt: skip
     starts: Mapping[str, Start] = field(default_factory=dict)
+
+    @property
+    def halves(self) -> int:
+        """2 where the factors carry a constant half beside the one that learns."""
+        return 2 if self.start == "task" else 1
 
     def measured(self, model: Any, safety: Grams, task: Grams, rank: int) -> Self:
         """With a start for every linear the Grams cover; `model` is the untouched one. Errors: UsageError, DataError."""
@@ -74,6 +82,7 @@ class SaLoRA:
     def initialise(self, model: Any) -> None:
         """Fill the factors of a fresh stock LoRA of rank 2r, after which the model answers as its base.
 
+        From zero, what peft itself draws is the start, of rank r.
         Errors: UsageError (another rank), MismatchError (a module without a start).
         """
         import torch
@@ -81,8 +90,12 @@ class SaLoRA:
         for name, a, b in self._factors(model):
             start = self.starts[name]
             r = start.a.shape[0]
-            if a.shape[0] != 2 * r:
-                raise UsageError(f"--guard salora of rank {r} needs LoRA factors of rank {2 * r}, found {a.shape[0]}")
+            if a.shape[0] != self.halves * r:
+                raise UsageError(
+                    f"--guard salora of rank {r} needs LoRA factors of rank {self.halves * r}, found {a.shape[0]}"
+                )
+            if self.start == "zero":
+                continue
             with torch.no_grad():
                 a.copy_(torch.cat([start.a, start.a]))
                 b.copy_(torch.cat([start.b, -start.b], dim=1))
@@ -117,7 +130,7 @@ class SaLoRA:
         inner = bare(optimizer)
         works, handles = [], []
         for name, a, b in self._factors(model):
-            module = _Module(a, b, self.starts[name].safety)
+            module = _Module(a, b, self.starts[name].safety, a.shape[0] // self.halves)
             works.append(module.restore)
             handles += [a.register_hook(module.gradient_of_a), b.register_hook(module.gradient_of_b)]
         step = after_each_step(inner, works)
@@ -146,10 +159,10 @@ class SaLoRA:
 
 
 class _Module:
-    """lora_A (2r, in) and lora_B (out, 2r) of one module while they train: first halves learn, second halves stay."""
+    """lora_A (n, in) and lora_B (out, n) of one module while they train: the first r of n learn, the others stay."""
 
-    def __init__(self, a: torch.nn.Parameter, b: torch.nn.Parameter, safety: torch.Tensor) -> None:
-        self.a, self.b, self.r = a, b, a.shape[0] // 2
+    def __init__(self, a: torch.nn.Parameter, b: torch.nn.Parameter, safety: torch.Tensor, r: int) -> None:
+        self.a, self.b, self.r = a, b, r
         self.wide = safety.to(b.device)
         self.narrow = self.wide.to(b.dtype)
         self.kept = (a.detach()[self.r :].clone(), b.detach()[:, self.r :].clone())

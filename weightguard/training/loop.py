@@ -73,6 +73,8 @@ def _run(
         batch = [rows[at] for at in recipe.batch(step, len(rows))]
         losses.append(_step(model, optimizer, list(trained.values()), batch, recipe, autocast))
         if not math.isfinite(losses[-1]):
+            if state is not None:
+                state.discard()  # whoever went on from it would end here again
             raise UsageError(f"the loss of step {step + 1} is {losses[-1]}; give a smaller --lr, or --dtype float32")
         if state is not None and (step + 1) % state.every == 0 and step + 1 < steps:
             state.save(Moment(step + 1, tuple(losses)), trained, optimizer)
