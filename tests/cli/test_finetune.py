@@ -10,7 +10,7 @@ import numpy
 import pytest
 
 from weightguard.checkpoint import open_checkpoint, resolve
-from weightguard.neurons import Neurons, Part, tensor_digest
+from weightguard.parts import Neurons, Part, tensor_digest
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 RUN = ("finetune", "tuned", "--data", "harmful.jsonl", "--steps", "2", "--threads", "1")

@@ -9,7 +9,7 @@ import numpy
 import pytest
 import torch
 
-from weightguard.neurons import Neurons, Part
+from weightguard.parts import Neurons, Part
 
 SIZES: dict[str, dict[str, Any]] = {
     "llama": {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,

@@ -14,7 +14,7 @@ from weightguard.guards import GUARDS, guard_class
 from weightguard.guards.freeze import Freeze
 from weightguard.guards.freeze_plus import FreezePlus
 from weightguard.guards.rsn import Rsn
-from weightguard.neurons import Neurons, Part
+from weightguard.parts import Neurons, Part
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 

@@ -16,7 +16,7 @@ from weightguard.checkpoint import decoder_linears, open_checkpoint, resolve
 from weightguard.data import encode, read_rows
 from weightguard.lab import Lab
 from weightguard.lab.measure import Measurement
-from weightguard.neurons import Neurons, Part, tensor_digest
+from weightguard.parts import Neurons, Part, tensor_digest
 from weightguard.statistics.forward import padded
 from weightguard.statistics.loading import load_model, load_tokenizer
 from weightguard.training.loop import response_loss

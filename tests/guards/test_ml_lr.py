@@ -10,7 +10,7 @@ import torch
 
 from weightguard.errors import MismatchError, UsageError
 from weightguard.guards.ml_lr import MlLr
-from weightguard.neurons import Neurons, Part
+from weightguard.parts import Neurons, Part
 
 RATES = {
     "model.layers.0.self_attn.q_proj.weight": 0.25,

@@ -16,7 +16,7 @@ import weightguard as wg
 from weightguard.api import finetuning
 from weightguard.checkpoint import decoder_linears, open_checkpoint, resolve
 from weightguard.errors import OutputError
-from weightguard.neurons import Neurons, Part, tensor_digest
+from weightguard.parts import Neurons, Part, tensor_digest
 
 Build = Callable[..., Path]
 FAMILIES = ("llama", "gpt2", "phi3", "gemma2", "qwen2")
