@@ -231,7 +231,7 @@ CASES: dict[str, Case] = {
     ),
     "neurons for a method without": (
         nothing, ["repair", "tuned", "-o", "out", "--method", "magnitude", "--neurons", "neurons"], 2,
-        "--neurons is not used by --method magnitude",
+        "--neurons is not used by --method magnitude, which looks at no data",
     ),
 }  # fmt: skip
 

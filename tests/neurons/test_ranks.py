@@ -16,7 +16,7 @@ def projector(outputs: numpy.ndarray, rank: int) -> numpy.ndarray:
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
-@pytest.mark.parametrize("shares", [("0.1", "0.3"), ("0.3", "0.1"), ("0.5", "0")])
+@pytest.mark.parametrize("shares", [("0.1", "0.3"), ("0.9", "0.9"), ("0.5", "0")])
 def test_the_part_that_is_removed(family: str, shares: tuple[str, str], subject, naive, tmp_path) -> None:
     it = subject(family)
     given = {} if shares[1] != "0" else {"utility": None}

@@ -48,7 +48,7 @@ def test_ties_go_to_the_lowest_index(steps: int, subject, naive, masks_of) -> No
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_and_columns_by_the_mean_of_their_scores(family: str, subject, naive, masks_of) -> None:
+def test_rows_and_columns_by_the_sum_of_their_scores(family: str, subject, naive, masks_of) -> None:
     it = subject(family)
     for score in ("wanda", "snip"):
         lines = {}
@@ -92,7 +92,7 @@ def test_a_head_is_what_its_columns_of_o_hang_on(family: str, subject, naive, ma
     assert all(not masks[n].any() for n, linear in it.linears.items() if linear.role not in ("q", "k", "v", "qkv", "o"))
 
 
-def test_heads_by_the_mean_score_over_all_their_tensors(subject, naive, masks_of) -> None:
+def test_heads_by_the_score_over_all_their_tensors(subject, naive, masks_of) -> None:
     it = subject("llama")  # 4 query heads of 4 columns over 2 key-value heads
     scored = naive.scores(it, "safety", "snip")
     got = masks_of(it.find(score="snip", units="heads", top_safety="0.5", top_utility="0", utility=None))
@@ -125,6 +125,8 @@ def test_random_takes_the_share_and_other_ones_under_another_seed(subject, naive
         assert mask.sum() == naive.count("0.3", mask.size)
         both = (mask & masks_of(other)[name]).sum() / mask.sum()
         assert both < 0.6
+    first_q, second_q = (masks_of(first)[f"model.layers.{layer}.self_attn.q_proj.weight"] for layer in (0, 1))
+    assert (first_q != second_q).any()  # tensors of one shape draw differently
     rows = it.find(kind="random", top_safety="0.5", units="rows", group="global")
     total = sum(
         m.shape[0] if it.linears[n].role not in ("o", "down") else m.shape[1] for n, m in masks_of(rows).items()

@@ -48,13 +48,6 @@ class Group:
     count: int
     members: Mapping[str, Member]
 
-    @property
-    def sizes(self) -> numpy.ndarray:
-        """Entries of each unit, float64 (count,)."""
-        import numpy
-
-        return self.total({n: numpy.full(len(m.owner), m.shape[m.form == "rows"]) for n, m in self.members.items()})
-
     def total(self, per_line: Mapping[str, numpy.ndarray]) -> numpy.ndarray:
         """Sums over all lines of each unit, in all its tensors; per_line: a value for each row or column of a tensor."""
         import numpy
@@ -110,11 +103,14 @@ def _head_owner(material: Material, name: str, heads: int, shared: int) -> numpy
     return numpy.concatenate([numpy.repeat(numpy.arange(shared), size * part // shared) for part in parts])
 
 
-def mean_scores(material: Material, groups: Mapping[str, Group], opener: Opener) -> dict[str, numpy.ndarray]:
-    """Mean entry score of every unit, float64 (count,) a group; the mean, so that units of unequal size compare."""
+def unit_scores(material: Material, groups: Mapping[str, Group], opener: Opener) -> dict[str, numpy.ndarray]:
+    """Sum of the entry scores of every unit, float64 (count,) a group.
+
+    Sums compare over all groups: a row of q, k, v, gate, up and a column of o, down have `hidden` entries each.
+    """
     found = {}
     for done, (label, group) in enumerate(groups.items(), 1):
-        found[label] = group.total({n: _line_sums(opener, n, m.form) for n, m in group.members.items()}) / group.sizes
+        found[label] = group.total({n: _line_sums(opener, n, m.form) for n, m in group.members.items()})
         material.progress("select", done, len(groups))
     return found
 

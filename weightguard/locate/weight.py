@@ -2,7 +2,7 @@
 top of the scores on utility data.
 
 Published: scores by Wanda or SNIP over the answer's tokens, both tops taken per matrix, single weights. Ours: the same
-over rows or globally where `group` asks for it, and whole units, ranked by the mean score of their entries.
+over rows or globally where `group` asks for it, and whole units, ranked by the sum of their entries' scores.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from weightguard.errors import DataError, UsageError
 from weightguard.locate.material import Found, Material
 from weightguard.locate.scores import GROUPS, SCORES, entry_scores, top_entries
-from weightguard.locate.units import UNITS, counted_units, mean_scores, top_units, unit_groups, unit_parts
+from weightguard.locate.units import UNITS, counted_units, top_units, unit_groups, unit_parts, unit_scores
 from weightguard.options import as_share, option
 from weightguard.parts import Part
 
@@ -79,7 +79,7 @@ class SetDifference:
         groups = unit_groups(material, self.units)
         tops: list[dict[str, numpy.ndarray]] = []
         for role, share in self._shares().items():
-            scores = mean_scores(material, groups, entry_scores(self.score, material, role))
+            scores = unit_scores(material, groups, entry_scores(self.score, material, role))
             tops.append(top_units(scores, share, self.group, f"top-{role}"))
         left = tops[0] if len(tops) == 1 else {name: mask & ~tops[1][name] for name, mask in tops[0].items()}
         return unit_parts(groups, left), {"units": counted_units(material, groups, left)}
