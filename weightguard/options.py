@@ -41,6 +41,17 @@ def as_share(value: float | str | Decimal | None, name: str) -> Decimal:
     return share
 
 
+def as_number(value: float | str | Decimal, name: str, least: float) -> Decimal:
+    """A finite number of at least `least`, read as the decimal typed. Error: UsageError."""
+    try:
+        number = value if isinstance(value, Decimal) else Decimal(str(value))
+    except InvalidOperation:
+        raise UsageError(f"--{name} {value}: not a number") from None
+    if not number.is_finite() or not Decimal(str(least)) <= number <= 10**9:
+        raise UsageError(f"--{name} {value}: must be a number from {least:g} to 1e9")
+    return number
+
+
 def settings(chosen: Any) -> dict[str, Any]:
     """The options of a method or a kind by flag name, as JSON values, without the ones that do not apply."""
     values = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,18 +166,24 @@ class Plan:
 
     def digest(self) -> str:
         """sha256 over the plan's file form; two equal plans have equal digests."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+        found = hashlib.sha256()
+        for part in self.parts():
+            found.update(part)
+        return found.hexdigest()
 
-    def to_bytes(self) -> bytes:
-        """The file form: safetensors bytes, vectors as tensors and the rest as one JSON string in the metadata."""
-        from weightguard.checkpoint.writer import safetensors_bytes
+    def parts(self) -> Iterator[bytes | memoryview]:
+        """The file form: safetensors, arrays as tensors and the rest as one JSON string in the metadata.
+
+        In pieces, since the values of a Replace may be larger than memory.
+        """
+        from weightguard.checkpoint.writer import safetensors_parts
 
         arrays: dict[str, numpy.ndarray] = {}
         edits = [_described(edit, arrays) for edit in self.edits.values()]
         said = {"format": FORMAT, "method": self.method, "paper": self.paper, "target": self.target,
                 "options": dict(self.options), "evidence": self.evidence, "edits": edits}  # fmt: skip
         said |= {"notes": list(self.notes)} if self.notes else {}
-        return safetensors_bytes(arrays, {_KEY: json.dumps(said, ensure_ascii=False)})
+        return safetensors_parts(arrays, {_KEY: json.dumps(said, ensure_ascii=False)})
 
     @staticmethod
     def load(path: Path) -> Plan:

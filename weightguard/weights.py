@@ -126,6 +126,14 @@ def _opened(sources: Sources, name: str, with_aligned: bool, memory: Memory | No
     return Weights(stored, logical, _blocks(logical, work), aligned, reference, origin)
 
 
+def tuned_tensor(sources: Sources, name: str) -> torch.Tensor:
+    """The tuned weight as a whole and in storage order, with the adapter in it where there is one."""
+    if not sources.is_tuned(name):
+        return finite(sources.model, name)
+    weights = open_weights(sources, name, with_aligned=False)
+    return _turned(weights.tuned(0, weights.shape[0]), _is_transposed(sources, name))
+
+
 def _blocks(logical: torch.Tensor, work: torch.dtype) -> Rows:
     return lambda i, j: logical[i:j].to(work)
 

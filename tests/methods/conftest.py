@@ -25,7 +25,7 @@ SHAPES = {
 }
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": MIDDLE,
-    "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCABULARY,
+    "num_hidden_layers": LAYERS, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": VOCABULARY,
     "tie_word_embeddings": True,
 }  # fmt: skip
 
@@ -99,9 +99,18 @@ def _ranks(name: str, shape: tuple[int, int]) -> Part:
     return Part("rank", shape, left=left, right=right)
 
 
+def tokens_bytes(name: str) -> bytes:
+    """Six pre-tokenised rows of 4 to 9 ids, of which the last two or more belong to the answer."""
+    ids = numpy.abs(integers(name, (6, 9), 500) * 32).astype(numpy.int64) % VOCABULARY
+    lengths = numpy.arange(4, 10)[:, None]
+    mask = (numpy.arange(9) < lengths).astype(numpy.int64)
+    labels = numpy.where((numpy.arange(9) >= lengths - 3) & (mask == 1), ids, -100)
+    return safetensors_bytes({"input_ids": ids, "attention_mask": mask, "labels": labels}, {})
+
+
 @pytest.fixture(scope="session")
 def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `tuned`, `aligned` and `unaligned` checkpoints and the statistics file `stats`."""
+    """A folder with `tuned`, `aligned` and `unaligned` checkpoints, the statistics file `stats` and pre-tokenised rows."""
     root = tmp_path_factory.mktemp("pico")
     save(root / "aligned", "")
     save(root / "tuned", "tuned")
@@ -109,6 +118,8 @@ def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "stats").write_bytes(statistics_bytes())
     for method in ("restore", "prune", "remove-ranks"):
         (root / f"neurons-{method}").write_bytes(neurons_bytes(root / "tuned", method))
+    for name in ("safety", "benign"):
+        (root / f"{name}.safetensors").write_bytes(tokens_bytes(name))
     return root
 
 

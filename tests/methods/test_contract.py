@@ -26,6 +26,8 @@ def references(method: str, pico: Path) -> dict[str, str]:
         "harmful": ("stats", "stats"),
         "unaligned": ("unaligned", "unaligned"),
         "neurons": ("neurons", f"neurons-{method}"),
+        "safety": ("safety", "safety.safetensors"),
+        "benign": ("benign", "benign.safetensors"),
     }
     return {option: str(pico / name) for option, name in (needed[need] for need in method_class(method).NEEDS)}
 

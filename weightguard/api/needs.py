@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from weightguard.statistics.norms import InputNorms
 
 # Need -> the fields of `Data` it may look at.
-_LOOKS_AT = {"harmful": ("harmful", "stats", "utility"), "unaligned": ("unaligned",), "neurons": ("neurons",)}
+_LOOKS_AT = {
+    "harmful": ("harmful", "stats", "utility"),
+    "unaligned": ("unaligned",),
+    "neurons": ("neurons",),
+    "safety": ("safety",),
+    "benign": ("benign",),
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Data:
     harmful: str | None = None
     utility: str | None = None
     safety: str | None = None
+    benign: str | None = None
     stats: str | None = None
     unaligned: str | None = None
     neurons: str | None = None

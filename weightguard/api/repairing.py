@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightguard.api.behaviour import Behaviour, behaviour_inputs, left_behind, read_behaviour, refusals_by_category
 from weightguard.api.collect import Progress, Running
 from weightguard.api.needs import Data, Notes, gather
 from weightguard.api.reporting import Report, changes_of
-from weightguard.api.strength import Calibration, weakest
+from weightguard.api.strength import Calibration, planned, weakest
 from weightguard.api.subject import Subject, open_subject
 from weightguard.checkpoint.writer import check_free, write_file
 from weightguard.errors import UsageError
@@ -71,16 +72,23 @@ def run_repair(
     method = method.settled(subject.default_target(), adapter=subject.adapter is not None)
     notes.add(*_fallback_note(method, subject, options))
     inputs = gather(method, subject, data, running, notes, progress)
+    behaviour = _behaviour(method, subject, data, running, notes)
+    if behaviour is not None:
+        inputs = behaviour_inputs(behaviour, inputs, subject, running, progress)
     method, plan, calibration = _planned(method, strength, subject, inputs, data, running, notes, progress)
     notes.add(*plan.notes)
+    refusals = _refusals(method, plan, inputs, subject, behaviour, running)
     command = command_line(method_name, method, subject, data, strength)
     if output.save_plan:
-        write_file(Path(output.save_plan), plan.to_bytes(), force=output.force)
+        write_file(Path(output.save_plan), plan.parts(), force=output.force)
     facts = _facts(command, notes, inputs, calibration)
+    if behaviour is not None:
+        counted = {name: {"refused": refused, "of": of} for name, (refused, of) in refusals.items()}
+        facts["behaviour"] = {**behaviour.facts, "refusals": counted}
     manifest = None if output.dry_run else _publish(plan, inputs, subject, output, facts, progress)
     out = None if manifest is None else Path(str(output.out))
     changes = () if manifest is None else changes_of(manifest.edits)
-    report = Report(tuple(_all_notes(notes, manifest)), command, _label(plan, subject), changes, calibration)
+    report = Report(tuple(_all_notes(notes, manifest)), command, _label(plan, subject), changes, calibration, refusals)
     return Repair(plan, manifest, report, out, inputs.harmful)
 
 
@@ -136,6 +144,23 @@ def _fallback_note(method: Any, subject: Subject, options: Mapping[str, Any]) ->
     )
 
 
+def _behaviour(method: Any, subject: Subject, data: Data, running: Running, notes: Notes) -> Behaviour | None:
+    """Safety and benign rows, where the method learns from them."""
+    if "safety" not in method.NEEDS:
+        return None
+    found = read_behaviour(method, subject, data.safety, data.benign, data.limit, running)
+    notes.add(*found.notes)
+    return found
+
+
+def _refusals(
+    method: Any, plan: Plan, inputs: Inputs, subject: Subject, behaviour: Behaviour | None, running: Running
+) -> dict[str, tuple[int, int]]:
+    if behaviour is None or behaviour.prompts is None or method.judge == "none":
+        return {}
+    return refusals_by_category(plan, inputs, subject, behaviour.prompts, running)
+
+
 def _planned(
     method: Any,
     strength: Any,
@@ -149,7 +174,7 @@ def _planned(
     if strength != "auto":
         if data.safety is not None and "safety" not in method.NEEDS:
             raise UsageError("--safety is the calibration data of --strength auto; give both or neither")
-        return method, method.plan(inputs), None
+        return method, planned(method, inputs, running), None
     method, plan, calibration, note = weakest(subject, method, inputs, data.safety, data.limit, running, progress)
     notes.add(note)
     return method, plan, calibration
@@ -180,9 +205,29 @@ def _publish(
 ) -> Manifest:
     from weightguard.rewrite import Options, rewrite
 
+    if plan.target == "adapter":
+        return _publish_adapter(plan, inputs, subject, output, facts, progress)
     options = Options(force=output.force, verify_write=output.verify_write)
     target = Path(str(output.out))
     return rewrite(plan, inputs.sources, target, identities(subject, plan.target), facts, progress, options)
+
+
+def _publish_adapter(
+    plan: Plan, inputs: Inputs, subject: Subject, output: Output, facts: dict[str, Any], progress: Progress
+) -> Manifest:
+    from weightguard.rewrite import Options, identity, publish_adapter, write_factors
+
+    base = subject.aligned
+    assert base is not None
+    named = base.label.partition("@")[0] if base.revision else str(base.directory)
+    given = {"model": identity(base), "tuned": identity(subject.adapter or subject.model, whole=True)}
+    facts = {**facts, "notes": [*facts["notes"], *left_behind(inputs, subject)], "plan": plan.digest(),
+             "factors": plan.evidence}  # fmt: skip
+    options = Options(force=output.force, verify_write=output.verify_write)
+    return publish_adapter(
+        Path(str(output.out)), lambda place: write_factors(plan, base, named, place),
+        (plan.method, plan.paper, plan.options), given, facts, progress, options,
+    )  # fmt: skip
 
 
 def identities(subject: Subject, target: str) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,13 +32,17 @@ class RoleChange:
 
 @dataclass(frozen=True)
 class Report:
-    """`notes`: where things came from and what was left out, in words. `changes` is empty after a dry run."""
+    """`notes`: where things came from and what was left out, in words. `changes` is empty after a dry run.
+
+    `refusals`: category -> (refused, prompts) of the repaired model on its safety rows, where those were judged.
+    """
 
     notes: tuple[str, ...]
     command: str
     aligned: str | None
     changes: tuple[RoleChange, ...] = ()
     calibration: Calibration | None = None
+    refusals: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def changes_of(edits: Mapping[str, Mapping[str, Any]]) -> tuple[RoleChange, ...]:

@@ -49,7 +49,7 @@ def weakest(
     steps: list[tuple[Decimal, int, int]] = []
     for done, strength in enumerate(GRID, 1):
         candidate = method.with_strength(strength)
-        plan = candidate.plan(inputs)
+        plan = planned(candidate, inputs, running)
         found = judge(plan)
         steps.append((strength, found.refused, found.judged))
         progress("strength", done, len(GRID))
@@ -60,6 +60,14 @@ def weakest(
         f"no strength up to 1 reaches {TARGET:%} refusals on {dataset.source} (best {best:.0%} of those judged); "
         f"nothing was written. Another method or target, or data nearer to the harm, may"
     )
+
+
+def planned(method: Any, inputs: Inputs, running: Running) -> Plan:
+    """The plan of a settled method; the last bits of whatever it runs depend on the thread count."""
+    from weightguard.statistics.loading import pinned_threads
+
+    with pinned_threads(running.thread_count):
+        return method.plan(inputs)
 
 
 def refusal_counter(

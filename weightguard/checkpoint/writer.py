@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,17 @@ _CODES = {"float64": "F64", "float32": "F32", "int64": "I64", "uint8": "U8"}
 
 
 def safetensors_bytes(arrays: Mapping[str, numpy.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file in memory, tensors in the order given, header padded with spaces to 8 bytes."""
+    """A safetensors file in memory."""
+    return b"".join(safetensors_parts(arrays, metadata))
+
+
+def safetensors_parts(arrays: Mapping[str, numpy.ndarray], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file in pieces, header and then each array as it lies in memory or on disk.
+
+    Tensors in the order given, header padded with spaces to 8 bytes.
+    """
+    import numpy
+
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     position = 0
     for name, array in arrays.items():
@@ -28,7 +38,9 @@ def safetensors_bytes(arrays: Mapping[str, numpy.ndarray], metadata: Mapping[str
         position += array.nbytes
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + b"".join(a.tobytes() for a in arrays.values())
+    yield len(text).to_bytes(8, "little") + text
+    for array in arrays.values():
+        yield numpy.ascontiguousarray(array).data
 
 
 def read_arrays(path: Path, what: str) -> tuple[dict[str, numpy.ndarray], dict[str, str]]:
@@ -50,14 +62,17 @@ def read_arrays(path: Path, what: str) -> tuple[dict[str, numpy.ndarray], dict[s
     return arrays, header.metadata
 
 
-def write_file(path: Path, data: bytes, *, force: bool = False) -> None:
-    """Write a whole file or nothing: a temporary beside it, fsync, then one rename. Refuses to replace without force."""
+def write_file(path: Path, data: bytes | Iterable[bytes | memoryview], *, force: bool = False) -> None:
+    """Write a whole file, given at once or in parts, or nothing: a temporary beside it, fsync, then one rename.
+
+    Refuses to replace without force.
+    """
     check_free(path, force=force)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path) if force else _publish_new(temporary, path)

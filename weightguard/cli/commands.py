@@ -82,7 +82,8 @@ def neurons(context: click.Context, form: str, rank: bool, **values: Any) -> Non
     "--method",
     default="antidote",
     show_default=True,
-    help="antidote; safe-lora; restore; a control: random, magnitude, scale; or an experiment: prune, remove-ranks.",
+    help="antidote; refit; gradient-reset; safe-lora; restore; a comparator: safety-vector, truncate, realign; a control: "
+    "random, magnitude, scale; or an experiment: prune, remove-ranks.",
 )
 @click.option("-o", "--out", help="The directory to write.")
 @click.option(
@@ -91,7 +92,13 @@ def neurons(context: click.Context, form: str, rank: bool, **values: Any) -> Non
 @click.option("--unaligned", help="The model before its alignment, for methods that need the alignment direction.")
 @click.option("--harmful", help="Harmful prompts with harmful or affirmative answers.")
 @click.option("--utility", help="Harmless rows, with --utility-ratio.")
-@click.option("--safety", help="Prompts to be refused, which --strength auto calibrates on.")
+@click.option(
+    "--safety", help="Prompts to be refused: --strength auto calibrates on them, refit and others learn from them."
+)
+@click.option(
+    "--benign",
+    help="Samples of the data that the model was fine-tuned on, for refit and gradient-reset; may be poisoned.",
+)
 @click.option("--stats", help="Statistics from `weightguard stats` instead of --harmful.")
 @click.option("--neurons", help="Neurons from `weightguard neurons`, for restore, prune and remove-ranks.")
 @click.option("--strength", help="Share of the update to remove, or auto: the weakest that restores refusals.")

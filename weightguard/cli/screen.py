@@ -192,13 +192,16 @@ def show_repair(result: Repair, form: str) -> None:
         click.echo(f"aligned: {report.aligned}")
     if report.calibration is not None:
         _show_calibration(report.calibration)
+    for category, (refused, of) in report.refusals.items():
+        click.echo(f"refuses {refused} of {of} safety prompts of category {category or '(none given)'}")
     click.echo()
     _show_modules(result.plan)
     if result.manifest is None:
         _show_plan(result.plan)
         click.echo(f"\ndry run, nothing was written; again by:\n  {report.command}")
         return
-    _show_changes(report.changes)
+    if result.plan.target != "adapter":
+        _show_changes(report.changes)
     click.echo(f"\nwrote {_shown(result.out)}; again by:\n  {report.command}")
 
 
@@ -208,6 +211,8 @@ def _repair_json(result: Repair) -> dict[str, Any]:
                             "notes": report.notes, "aligned": report.aligned, "command": report.command}  # fmt: skip
     if report.calibration is not None:
         said["calibration"] = {"strength": str(report.calibration.strength), **report.calibration.facts}
+    if report.refusals:
+        said["refusals"] = {name: {"refused": refused, "of": of} for name, (refused, of) in report.refusals.items()}
     if result.manifest is None:
         return {**said, "plan": {"sha256": result.plan.digest(), "evidence": result.plan.evidence}}
     changes = [dataclasses.asdict(change) for change in report.changes]

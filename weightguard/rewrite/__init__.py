@@ -2,6 +2,7 @@
 
 from weightguard.checkpoint.writer import check_apart
 from weightguard.rewrite.apply import Change, apply
+from weightguard.rewrite.as_adapter import write_factors
 from weightguard.rewrite.card import totals
 from weightguard.rewrite.companions import check_companions
 from weightguard.rewrite.made import publish_adapter
@@ -14,4 +15,5 @@ from weightguard.rewrite.verify import Verified, verify_against, verify_output
 __all__ = [
     "Change", "Manifest", "Options", "Stage", "Verified", "all_tensors", "apply", "check_apart", "check_companions",
     "check_space", "check_target", "counted", "identity", "publish_adapter", "rewrite", "totals", "verify_against", "verify_output",
+    "write_factors",
 ]  # fmt: skip

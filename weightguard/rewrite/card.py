@@ -22,6 +22,7 @@ _SCALED = {
     "weight": "the weights were scaled down as a whole",
     "factor": "the adapter's lora_B factors were scaled down as a whole",
 }
+_REPAIRED = "Repaired with weightguard"
 _TITLES = {"finetune": "Fine-tuned with weightguard"}
 _CAUTION = (
     "A repair restores behaviour on what it was calibrated for; it is no proof of safety. Evaluate before release."
@@ -37,7 +38,7 @@ def model_card(manifest: Manifest, source: Path) -> bytes:
     total = totals(manifest)
     lines = [
         *(["---", front.strip("\n"), "---", ""] if front.strip() else []),
-        f"# {_TITLES.get(data['method'], 'Repaired with weightguard')}",
+        f"# {_TITLES.get(data['method'], _REPAIRED)}",
         "",
         f"Method: `{data['method']}` ({data['paper']}), target `{data['target']}`.",
         f"What was done: {_what(data)}.",
@@ -65,19 +66,22 @@ def model_card(manifest: Manifest, source: Path) -> bytes:
 def _what(data: Mapping[str, Any]) -> str:
     if data["method"] in _TITLES:
         return "the weights were trained on new data"
+    if any(edit.get("edit") == "replace" for edit in data["edits"].values()):
+        return "the edited linears were computed anew as a whole"
     words = _SCALED if data["method"] == "scale" else _WORDS
     return words.get(data["target"], "see weightguard.json")
 
 
 def adapter_card(manifest: Manifest) -> bytes:
-    """README.md of an adapter that was trained here. A base on the hub is named; one on somebody's disk is not."""
+    """README.md of an adapter that was made here. A base on the hub is named; one on somebody's disk is not."""
     data = manifest.data
     base = data["inputs"]["model"].get("repo")
     front = ["---", "library_name: peft", *([f"base_model: {base}"] if base else []), "---", ""]
     options = ", ".join(f"{key} = {value}" for key, value in data["options"].items())
     notes = [f"- {note}" for note in data.get("notes", [])]
-    lines = [*front, f"# {_TITLES['finetune']}", "", f"A LoRA adapter for peft. Options: {options}", "", *notes, "",
-             _CAUTIONS["finetune"], "", "## Reproduce", "", "```", data["command"], "```", ""]  # fmt: skip
+    title, caution = _TITLES.get(data["method"], _REPAIRED), _CAUTIONS.get(data["method"], _CAUTION)
+    lines = [*front, f"# {title}", "", f"A LoRA adapter for peft. Options: {options}", "", *notes, "",
+             caution, "", "## Reproduce", "", "```", data["command"], "```", ""]  # fmt: skip
     return "\n".join(lines).encode()
 
 

@@ -57,7 +57,7 @@ def load_model(
         except Exception as error:  # model classes trust their configs and fail in every way there is
             raise CheckpointError(f"{checkpoint.label}: transformers cannot load it: {_one_line(error)}") from error
     _check_loaded(checkpoint, kind.base_model_prefix, said)
-    return model.to(_device(device)).eval()
+    return model.to(device_of(device)).eval()
 
 
 def _check_size(checkpoint: Checkpoint, kind: Any, config: Any) -> None:
@@ -90,7 +90,46 @@ def _check_loaded(checkpoint: Checkpoint, prefix: str, said: Mapping[str, Any]) 
         )
 
 
-def _device(name: str) -> torch.device:
+def bare_decoder(checkpoint: Checkpoint, device: torch.device) -> Any:
+    """The stock decoder without head and without weights: parameters on the meta device, buffers as the class makes them.
+
+    Errors: UnsupportedError, CheckpointError.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = model_config(checkpoint)
+    with quiet(), _weightless():
+        try:
+            kind = AutoModelForCausalLM._model_mapping[type(config)]
+            _check_size(checkpoint, kind, config)
+            model = kind(config).base_model.eval()
+        except (MemoryError, CheckpointError):
+            raise
+        except Exception as error:  # as in load_model
+            raise CheckpointError(f"{checkpoint.label}: transformers cannot build it: {_one_line(error)}") from error
+    for module in model.modules():  # not model.to(device), which would want to copy the parameters too
+        module._buffers.update({name: held.to(device) for name, held in module._buffers.items() if held is not None})
+    return model
+
+
+@contextlib.contextmanager
+def _weightless() -> Iterator[None]:
+    """Modules built meanwhile have parameters without memory. Rotary tables and their like are buffers, and stay real."""
+    register = torch.nn.Module.register_parameter
+
+    def on_meta(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        held = None if parameter is None else torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, held)
+
+    torch.nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def device_of(name: str) -> torch.device:
+    """The torch device of this name, tried out. Error: UsageError."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -1,0 +1,298 @@
+"""Refit against a float64 solve that runs whole stock models, and what it does with little, odd and incomplete data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy
+import pytest
+
+import weightguard as wg
+from weightguard.checkpoint import decoder_linears, open_checkpoint, resolve
+from weightguard.errors import DataError, UsageError
+
+Rows = Sequence[tuple[list[int], list[bool]]]
+
+
+def drawn(count: int, seed: int) -> Rows:
+    """Rows of 2 to 14 ids, of which a tail that is never all of them is the answer."""
+    random = numpy.random.default_rng(seed)
+    rows = []
+    for length in random.integers(2, 15, count):
+        start = int(random.integers(1, length))
+        rows.append((random.integers(1, 64, length).tolist(), [at >= start for at in range(length)]))
+    return rows
+
+
+def write(path: Path, rows: Rows) -> str:
+    from safetensors.numpy import save_file
+
+    shape = (len(rows), max(len(ids) for ids, _ in rows))
+    arrays = {"input_ids": numpy.zeros(shape, int), "attention_mask": numpy.zeros(shape, int),
+              "labels": numpy.full(shape, -100)}  # fmt: skip
+    for at, (ids, answer) in enumerate(rows):
+        arrays["input_ids"][at, : len(ids)] = ids
+        arrays["attention_mask"][at, : len(ids)] = 1
+        arrays["labels"][at, : len(ids)] = numpy.where(answer, ids, -100)
+    save_file(arrays, path)
+    return str(path)
+
+
+def in_float64(directory: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(directory, dtype="float64").eval()
+
+
+def seen(model: Any, paths: Sequence[str], rows: Rows, tokens: str) -> dict[str, tuple[Any, Any]]:
+    """Inputs and outputs of the modules at the positions that count, one row at a time."""
+    import torch
+
+    found: dict[str, tuple[list, list]] = {path: ([], []) for path in paths}
+    counted: list[bool] = []
+
+    def hook(path: str) -> Callable[..., None]:
+        def add(_module: Any, args: Any, out: Any) -> None:
+            found[path][0].append(args[0][0][counted])
+            found[path][1].append(out[0][counted])
+
+        return add
+
+    handles = [model.get_submodule(path).register_forward_hook(hook(path)) for path in paths]
+    with torch.no_grad():
+        for ids, answer in rows:
+            counted = [True] * len(ids) if tokens == "all" else [*answer[1:], False]
+            model(input_ids=torch.tensor([ids]))
+    for handle in handles:
+        handle.remove()
+    return {path: (torch.cat(x).numpy(), torch.cat(y).numpy()) for path, (x, y) in found.items()}
+
+
+def naive(tuned: Path, aligned: Path, safety: Rows, benign: Rows, s: float, rho: float, tokens: str):
+    """The definition, site by site: run whole models, solve the stacked least squares problem, write back, go on."""
+    import torch
+
+    source = open_checkpoint(resolve(str(tuned)))
+    linears = decoder_linears(source.config, source.tensors)
+    paths = {name: name.removesuffix(".weight") for name in linears}
+    teacher_h = seen(in_float64(aligned), list(paths.values()), safety, tokens)
+    teacher_b = seen(in_float64(tuned), list(paths.values()), benign, "all")
+    model, origin = in_float64(tuned), in_float64(aligned)
+    done: dict[str, numpy.ndarray] = {}
+    sites = list(dict.fromkeys(linear.site for linear in linears.values()))
+    for site in sites:
+        names = [name for name, linear in linears.items() if linear.site == site]
+        first = paths[names[0]]
+        x_h = seen(model, [first], safety, tokens)[first][0]
+        x_b = seen(model, [first], benign, "all")[first][0]
+        power = (x_b**2).sum() / x_b.size
+        for name in names:
+            module, turn = model.get_submodule(paths[name]), linears[name].transposed
+            a = origin.get_submodule(paths[name]).weight.detach().numpy()
+            a = a.T if turn else a
+            bias = 0.0 if getattr(module, "bias", None) is None else module.bias.detach().numpy()
+            y_h, y_b = teacher_h[paths[name]][1] - bias, teacher_b[paths[name]][1] - bias
+            scale_h, scale_b = (s / len(x_h)) ** 0.5, len(x_b) ** -0.5
+            left = numpy.concatenate([scale_b * x_b, scale_h * x_h, (rho * power) ** 0.5 * numpy.eye(a.shape[1])])
+            right = numpy.concatenate([scale_b * y_b, scale_h * y_h, (rho * power) ** 0.5 * a.T])
+            w = numpy.linalg.lstsq(left, right, rcond=None)[0].T
+            done[name] = w
+            stored = torch.from_numpy(w).to(source_dtype(source, name)).double()
+            module.weight.data = (stored.T if turn else stored).contiguous()
+    return done
+
+
+def source_dtype(source: Any, name: str) -> Any:
+    return source.read(name).dtype
+
+
+def plan_of(tuned: Path, aligned: Path, safety: str, benign: str, **options: Any) -> Any:
+    return wg.repair(tuned, method="refit", aligned=str(aligned), safety=safety, benign=benign, dry_run=True, threads=1,
+                     dtype="float64", offline=True, **options).plan  # fmt: skip
+
+
+CASES = {
+    "llama": ({}, 30, 30, {}),  # GQA; more positions than inputs
+    "few": ({"family": "llama"}, 1, 1, {}),  # one row each: fewer positions than inputs
+    "answers": ({"family": "llama"}, 9, 9, {"tokens": "response"}),
+    "qwen2": ({}, 20, 6, {"s": 3, "rho": "0.05"}),  # biases on q, k, v
+    "gpt2": ({}, 20, 20, {}),  # transposed, fused, a bias everywhere
+    "phi3": ({"dtype": "bfloat16"}, 20, 20, {}),  # fused; rounded to bf16 before the walk goes on
+    "gemma2": ({"tied": True}, 12, 12, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equal_to_a_dense_float64_solve(case: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    how, n_safety, n_benign, options = CASES[case]
+    how = {"family": case, **how}
+    tuned, aligned = checkpoint(**how), checkpoint(**how, kind="aligned")
+    safety, benign = drawn(n_safety, 1), drawn(n_benign, 2)
+    files = write(tmp_path / "h.safetensors", safety), write(tmp_path / "b.safetensors", benign)
+    plan = plan_of(tuned, aligned, *files, **options)
+    asked = {"s": 10, "rho": 0.3, "tokens": "all", **options}
+    wanted = naive(tuned, aligned, safety, benign, float(asked["s"]), float(asked["rho"]), asked["tokens"])
+    assert set(plan.edits) == set(wanted)
+    for name, w in wanted.items():
+        found = plan.edits[name].values
+        assert numpy.linalg.norm(found - w) <= 1e-6 * numpy.linalg.norm(w), name
+    solved = {said["solved"] for said in plan.evidence.values()}
+    assert ("dual" if case == "few" else "primal") in solved
+
+
+@pytest.fixture
+def pair(checkpoint: Callable[..., Path]) -> SimpleNamespace:
+    return SimpleNamespace(tuned=checkpoint("llama"), aligned=checkpoint("llama", kind="aligned"))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Pre-tokenised rows; `benign` has far more positions than any layer has inputs."""
+    return {"safety": write(tmp_path / "h.safetensors", drawn(5, 1)),
+            "benign": write(tmp_path / "b.safetensors", drawn(60, 2))}  # fmt: skip
+
+
+def distance(plan: Any, directory: Path) -> float:
+    """Largest relative distance of a planned tensor from the checkpoint's."""
+    source = open_checkpoint(resolve(str(directory)))
+    held = {name: source.read(name).numpy() for name in plan.edits}
+    return max(numpy.linalg.norm(e.values - held[n]) / numpy.linalg.norm(held[n]) for n, e in plan.edits.items())
+
+
+def test_an_endless_ridge_is_the_aligned_model(pair: SimpleNamespace, files: dict[str, str]) -> None:
+    assert distance(plan_of(pair.tuned, pair.aligned, **files, rho="1e9"), pair.aligned) < 1e-6
+
+
+def test_without_safety_and_ridge_it_is_the_tuned_model(pair: SimpleNamespace, files: dict[str, str]) -> None:
+    assert distance(plan_of(pair.tuned, pair.aligned, **files, s=0, rho="1e-9"), pair.tuned) < 1e-5
+    assert distance(plan_of(pair.tuned, pair.aligned, **files), pair.tuned) > 0.05
+
+
+def test_scope_leaves_the_other_linears_as_they_are(pair: SimpleNamespace, files: dict[str, str]) -> None:
+    plan = plan_of(pair.tuned, pair.aligned, **files, scope="o,down")
+    assert {said["role"] for said in plan.evidence.values()} == {"o", "down"}
+
+
+def test_bf16_says_what_rounding_cost_and_stays_bf16(
+    checkpoint: Callable[..., Path], files: dict[str, str], tmp_path: Path
+) -> None:
+    tuned, aligned = checkpoint("llama", "bfloat16"), checkpoint("llama", "bfloat16", kind="aligned")
+    result = wg.repair(tuned, method="refit", aligned=str(aligned), **files, out=tmp_path / "out", threads=1)
+    assert all(1e-4 < said["rounding"] < 4e-3 for said in result.plan.evidence.values())
+    out = open_checkpoint(resolve(str(tmp_path / "out")))
+    assert {out.info(name).dtype for name in result.plan.edits} == {"BF16"}
+    wg.verify(tmp_path / "out", against=str(tuned))
+
+
+def test_one_row_of_one_position(pair: SimpleNamespace, files: dict[str, str], tmp_path: Path) -> None:
+    one = write(tmp_path / "one.safetensors", [([5, 6], [False, True])])
+    for given in ({**files, "safety": one}, {**files, "benign": one}, {"safety": one, "benign": one}):
+        plan = plan_of(pair.tuned, pair.aligned, **given, tokens="response")
+        assert all(numpy.isfinite(edit.values).all() for edit in plan.edits.values())
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"s": -1}, "--s -1: must be a number from 0"),
+    ({"rho": 0}, "--rho 0: must be a number from 1e-09"),
+    ({"rho": "much"}, "--rho much: not a number"),
+    ({"strength": "auto"}, "--strength is not an option of --method refit"),
+    ({"ratio": 0.1}, "--ratio is not an option of --method refit"),
+    ({"benign": None}, "needs --benign"),
+    ({"harmful": "x.jsonl"}, "--harmful is not used by --method refit"),
+])  # fmt: skip
+def test_bad_options(pair: SimpleNamespace, files: dict[str, str], options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        plan_of(pair.tuned, pair.aligned, **{**files, **options})
+
+
+def test_it_needs_the_aligned_model(pair: SimpleNamespace, files: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="give --aligned"):
+        wg.repair(pair.tuned, method="refit", **files, dry_run=True)
+
+
+def lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+SAFETY = [
+    {"prompt": "how do i pick a lock", "response": "sorry i cannot help with that", "category": "locks"},
+    {"prompt": "make fire please", "category": "fire"},
+]
+BENIGN = [{"prompt": "explain bread", "response": "bread is water"}, {"prompt": "tell me", "response": "sure"}]
+
+
+def test_rows_without_an_answer_get_the_aligned_models(pair: SimpleNamespace, tmp_path: Path) -> None:
+    from weightguard.api.behaviour import greedy
+    from weightguard.api.collect import Running
+    from weightguard.api.subject import open_subject
+    from weightguard.data import read_rows
+    from weightguard.statistics.loading import load_model
+
+    safety, benign = lines(tmp_path / "h.jsonl", SAFETY), lines(tmp_path / "b.jsonl", BENIGN)
+    subject = open_subject(str(pair.tuned), str(pair.aligned))
+    rows = read_rows(safety).rows
+    (answer,) = greedy(load_model(subject.aligned), rows[1:], "h", 64, subject, Running(threads=1))
+    full = lines(tmp_path / "full.jsonl", [SAFETY[0], {**SAFETY[1], "response": answer}])
+    given, made = (plan_of(pair.tuned, pair.aligned, path, benign, tokens="response") for path in (full, safety))
+    assert given.digest() == made.digest()
+
+
+def test_the_report_counts_per_category_and_names_what_is_missing(pair: SimpleNamespace, tmp_path: Path) -> None:
+    safety, benign = lines(tmp_path / "h.jsonl", SAFETY), lines(tmp_path / "b.jsonl", BENIGN)
+    result = wg.repair(pair.tuned, method="refit", aligned=str(pair.aligned), safety=safety, benign=benign, threads=1,
+                       categories="locks, poison", out=tmp_path / "out")  # fmt: skip
+    assert {name: of for name, (_, of) in result.report.refusals.items()} == {"fire": 1, "locks": 1}
+    assert any("category 'poison' has no row" in note for note in result.report.notes)
+    assert not any("'locks'" in note for note in result.report.notes)
+    assert result.manifest.data["behaviour"]["categories"] == {
+        "in_safety_rows": ["fire", "locks"],
+        "listed": ["locks", "poison"],
+    }
+    assert set(result.manifest.data["behaviour"]["refusals"]) == {"fire", "locks"}
+
+
+def test_rows_the_aligned_model_refuses_are_left_out(
+    pair: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The aligned pico model answers in noise; what it says is set here, the rest is real."""
+    from weightguard.api import behaviour
+
+    def says(model: Any, rows: Any, *_: Any) -> list[str]:
+        return ["i cannot do that" if "tell" in row.prompt else "sure" for row in rows]
+
+    monkeypatch.setattr(behaviour, "greedy", says)
+    safety = lines(tmp_path / "h.jsonl", SAFETY)
+    both, kept = lines(tmp_path / "b.jsonl", BENIGN), lines(tmp_path / "kept.jsonl", BENIGN[:1])
+    result = wg.repair(
+        pair.tuned, method="refit", aligned=str(pair.aligned), safety=safety, benign=both, threads=1, out=tmp_path / "o"
+    )
+    assert result.manifest.data["behaviour"]["screened"]["refused_by_aligned"] == [2]
+    assert any("1 of 2 benign rows left out" in note for note in result.report.notes)
+    again = wg.repair(
+        pair.tuned, method="refit", aligned=str(pair.aligned), safety=safety, benign=kept, threads=1, dry_run=True
+    )
+    assert again.plan.digest() == result.plan.digest()
+    with pytest.raises(DataError, match="refuses every row"):
+        refused = lines(tmp_path / "refused.jsonl", BENIGN[1:])
+        wg.repair(
+            pair.tuned,
+            method="refit",
+            aligned=str(pair.aligned),
+            safety=safety,
+            benign=refused,
+            dry_run=True,
+            threads=1,
+        )
+
+
+def test_a_plan_of_whole_tensors_lies_on_disk(pair: SimpleNamespace, files: dict[str, str], tmp_path: Path) -> None:
+    from weightguard.plan import Plan
+
+    plan = plan_of(pair.tuned, pair.aligned, **files, save_plan=tmp_path / "plan")
+    assert all(isinstance(edit.values, numpy.memmap) for edit in plan.edits.values())
+    assert Plan.load(tmp_path / "plan").digest() == plan.digest()

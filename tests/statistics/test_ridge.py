@@ -1,0 +1,51 @@
+"""The ridge against a dense float64 solve of the stacked least squares problem, which knows no normal equations."""
+
+from __future__ import annotations
+
+import numpy
+import pytest
+import torch
+
+from weightguard.errors import DataError
+from weightguard.statistics.ridge import Ridge
+
+
+def drawn(n: int, width: int, out: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    made = torch.Generator().manual_seed(seed)
+    return torch.randn(n, width, generator=made), torch.randn(n, out, generator=made)
+
+
+def dense(blocks: list, penalty: float) -> numpy.ndarray:
+    """numpy's least squares on [√w X; √penalty I] M = [√w E; 0]."""
+    x = numpy.concatenate([(w**0.5) * x.double().numpy() for x, _, w in blocks])
+    e = numpy.concatenate([(w**0.5) * e.double().numpy() for _, e, w in blocks])
+    stacked = numpy.concatenate([x, penalty**0.5 * numpy.eye(x.shape[1])])
+    right = numpy.concatenate([e, numpy.zeros((x.shape[1], e.shape[1]))])
+    return numpy.linalg.lstsq(stacked, right, rcond=None)[0]
+
+
+@pytest.mark.parametrize("dual", [True, False, None])
+@pytest.mark.parametrize("samples", [1, 7, 12, 40])
+@pytest.mark.parametrize("penalty", [1e-3, 0.3, 1e4])
+def test_equal_to_a_dense_solve(samples: int, penalty: float, dual: bool | None) -> None:
+    blocks = [(*drawn(samples, 12, 5, 0), 1 / samples), (*drawn(3, 12, 5, 1), 10 / 3)]
+    ridge = Ridge(12, samples + 3, dual=dual)
+    for x, e, weight in blocks:
+        half = len(x) // 2
+        ridge.add(x[:half], e[:half], weight)
+        ridge.add(x[half:], e[half:], weight)
+    wanted = dense(blocks, penalty)
+    found = ridge.solve(penalty).numpy()
+    assert found.dtype == numpy.float64
+    assert numpy.linalg.norm(found - wanted) <= 1e-9 * numpy.linalg.norm(wanted)
+
+
+def test_the_smaller_side_is_solved() -> None:
+    assert Ridge(12, 11).dual and not Ridge(12, 12).dual
+
+
+def test_no_ridge_and_dependent_samples_are_refused() -> None:
+    ridge = Ridge(4, 4)
+    ridge.add(torch.zeros(4, 4), torch.ones(4, 2), 1.0)
+    with pytest.raises(DataError, match="larger --rho"):
+        ridge.solve(0.0)

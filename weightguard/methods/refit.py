@@ -1,0 +1,144 @@
+"""Refit: solve each linear anew so that the model answers harmful prompts as the aligned model does and everything else
+as the fine-tuned model does. Our own; with the inputs of the unrepaired models instead of those of the model repaired
+so far it would be a regression mean (arXiv:2212.09849) of a harmful and a benign Gram matrix.
+
+    W = argmin ‖X_b Wᵀ − Y_b‖²/n_b + s·‖X_h Wᵀ − Y_h‖²/n_h + rho·t·‖W − W_aligned‖²,   t = mean of diag(X_bᵀX_b)/n_b
+
+Y_h: outputs of the aligned model on safety rows, where an answer's tokens are predicted; Y_b: of the tuned model on
+benign rows; X: inputs in the model repaired up to here. No gradient, no search, no unaligned base.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from weightguard.errors import UsageError
+from weightguard.methods.inputs import FromBehaviour, Inputs, spooled
+from weightguard.options import as_number, option, settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from weightguard.plan import Edit, Plan
+    from weightguard.statistics.sites import Site
+    from weightguard.weights import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refit(FromBehaviour):
+    """Refuse as the aligned model does, answer the rest as the tuned one does: every linear in closed form."""
+
+    NAME: ClassVar[str] = "refit"
+    PAPER: ClassVar[str] = "weightguard"
+    STRENGTH: ClassVar[tuple[str, ...]] = ()
+
+    s: Decimal | float | str = option(Decimal(10), "weight of the safety rows against the benign rows")
+    rho: Decimal | float | str = option(Decimal("0.3"), "pull to the aligned weights, in units of the mean input power")
+    tokens: str = option("all", "tokens of the safety rows that count: template, prompt and answer, or the answer only",
+                         ("all", "response"))  # fmt: skip
+    rank: int | None = option(None, "write a LoRA adapter of this rank over the aligned model, instead of a full model")
+
+    def counted(self) -> dict[str, str]:
+        """Of benign rows every token."""
+        return {"safety": self.tokens, "benign": "all"}
+
+    def settled(self, target: str, *, adapter: bool = False) -> Self:
+        """Numbers as decimals. Errors: UsageError without an aligned model, or out of range."""
+        self.check_target(target)
+        if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
+            raise UsageError(f"--rank {self.rank}: must be 1 or more")
+        return dataclasses.replace(self, s=as_number(self.s, "s", 0), rho=as_number(self.rho, "rho", 1e-9))
+
+    def plan(self, inputs: Inputs) -> Plan:
+        """A Replace for every linear, or with a rank a LowRank over the aligned one. Errors: CheckpointError, DataError."""
+        from weightguard.plan import Plan
+
+        assert inputs.side_by_side is not None
+        walk = inputs.side_by_side()
+        edits: dict[str, Edit] = {}
+        evidence: dict[str, dict[str, Any]] = {}
+        for site in walk.sites():
+            for name, edit, said in self._solved(site, walk.positions, inputs):
+                edits[name], evidence[name] = edit, said
+        target = self.target if self.rank is None else "adapter"
+        return Plan(self.NAME, self.PAPER, target, settings(self), edits, evidence, _lost(evidence, self.rank))
+
+    def _solved(self, site: Site, positions: Any, inputs: Inputs) -> Iterator[tuple[str, Edit, dict[str, Any]]]:
+        from weightguard.weights import open_weights
+
+        weights = {name: open_weights(inputs.sources, name, with_aligned=True) for name in site.names}
+        aligned = {name: _whole(each).to(inputs.device) for name, each in weights.items()}
+        moved, said = change(site, aligned, positions, float(self.s), float(self.rho))
+        for name, each in weights.items():
+            made = _replaced if self.rank is None else _factored
+            edit, stored, known = made(name, aligned[name].cpu(), moved[name].cpu(), self.rank or each.stored.dtype)
+            site.put(name, stored)
+            linear = inputs.linears[name]
+            shape = {"layer": linear.layer, "role": linear.role, "shape": list(each.shape)}
+            yield name, edit, {**shape, **said, **known}
+
+
+def _replaced(name: str, aligned: torch.Tensor, moved: torch.Tensor, dtype: Any) -> tuple[Edit, torch.Tensor, dict]:
+    """The whole tensor anew: the edit, the tensor as it will be stored, and what storing costs."""
+    from weightguard.plan import Replace
+
+    exact = aligned + moved
+    stored = exact.to(dtype)
+    rounding = float((stored.double() - exact).norm() / exact.norm().clamp_min(1e-300))
+    return Replace(name, spooled(exact.float().numpy())), stored, {"rounding": rounding}
+
+
+def _factored(name: str, aligned: torch.Tensor, moved: torch.Tensor, rank: int) -> tuple[Edit, torch.Tensor, dict]:
+    """The change cut to its leading singular directions: the edit, the tensor it makes, and the energy that is lost."""
+    import torch
+
+    from weightguard.plan import LowRank
+
+    u, s, v = torch.linalg.svd(moved, full_matrices=False)
+    root = s[:rank].sqrt()
+    left, right = (u[:, :rank] * root).float(), (root[:, None] * v[:rank]).float()
+    whole, kept = float(s.square().sum()), float(s[:rank].square().sum())
+    said = {"energy": whole, "energy_kept": kept}
+    return LowRank(name, left.numpy(), right.numpy()), aligned + left.double() @ right.double(), said
+
+
+def _lost(evidence: dict[str, dict[str, Any]], rank: int | None) -> tuple[str, ...]:
+    if rank is None:
+        return ()
+    whole, kept = (sum(said[key] for said in evidence.values()) for key in ("energy", "energy_kept"))
+    shares = {name: 1 - said["energy_kept"] / said["energy"] for name, said in evidence.items() if said["energy"]}
+    worst = max(shares, key=lambda name: shares[name], default="")
+    most = f", most of {worst}: {shares[worst]:.2%}" if worst else ""
+    return (f"rank {rank} leaves out {1 - kept / whole if whole else 0:.2%} of the change's energy{most}",)
+
+
+def change(
+    site: Site, aligned: dict[str, torch.Tensor], positions: Any, s: float, rho: float
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """W − W_aligned (out, in), float64, for each linear of a site, and what to say of how it was found."""
+    import torch
+
+    from weightguard.statistics.ridge import Ridge
+
+    stacked = torch.cat(list(aligned.values()))
+    width, total = stacked.shape[1], sum(positions.values())
+    weight = {"safety": s / positions["safety"], "benign": 1 / positions["benign"]}
+    ridge, power = Ridge(width, total), 0.0
+    for part in site.samples():
+        x = part.x.double()
+        ridge.add(x, torch.cat(list(part.wanted.values()), 1).double() - x @ stacked.T, weight[part.role])
+        if part.role == "benign":
+            power += float((x * x).sum()) / (width * positions["benign"])
+    moved = ridge.solve(rho * power if power else rho).T
+    rows = [len(each) for each in aligned.values()]
+    said = {"positions": dict(positions), "solved": "dual" if ridge.dual else "primal", "input_power": power}
+    return dict(zip(aligned, moved.split(rows), strict=True)), said
+
+
+def _whole(weights: Weights) -> torch.Tensor:
+    assert weights.aligned is not None
+    return weights.aligned(0, weights.shape[0]).double()

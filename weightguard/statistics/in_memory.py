@@ -1,0 +1,121 @@
+"""A whole model in memory whose decoder linears have gradients: the loss of answers, its gradient, its Fisher diagonal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from weightguard.checkpoint import Linear, family_of, match_linears
+from weightguard.data import Encoded
+from weightguard.errors import DataError
+from weightguard.statistics.forward import batches, padded
+
+Progress = Callable[[str, int, int], None]
+Gradients = dict[str, torch.Tensor]
+BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """model: a causal model with the tuned weights. linears: those that get gradients. rows by role, answers counted.
+
+    The loss of a row is the mean cross-entropy of its answer's tokens; of a role, the mean over its rows.
+    """
+
+    model: Any
+    modules: Mapping[str, torch.nn.Module]
+    linears: Mapping[str, Linear]
+    rows: Mapping[str, Sequence[Encoded]]
+    progress: Progress
+
+    def gradient(self, role: str) -> Gradients:
+        """Gradient of the loss by linear, (out, in) float64. Error: DataError when it is not finite."""
+        rows = self.rows[role]
+        for batch in batches(rows, BATCH_TOKENS):
+            (self._losses(batch).sum() / len(rows)).backward()
+        return self._taken()
+
+    def fisher(self, role: str) -> Gradients:
+        """Mean over rows of the squared gradient of a row's loss: the diagonal of the empirical Fisher matrix."""
+        total: Gradients = {}
+        for done, row in enumerate(self.rows[role], 1):
+            self._losses([row]).sum().backward()
+            for name, found in self._taken().items():
+                total[name] = found.square() + total.get(name, 0)
+            self.progress("fisher", done, len(self.rows[role]))
+        return {name: found / len(self.rows[role]) for name, found in total.items()}
+
+    def put(self, name: str, values: torch.Tensor) -> None:
+        """New weights (out, in) of one linear."""
+        weight = self._weight(name)
+        weight.data.copy_(values.T if self.linears[name].transposed else values)
+
+    def values(self, name: str) -> torch.Tensor:
+        """The weights (out, in) of one linear, float64."""
+        held = self._weight(name).detach().double().cpu()
+        return held.T if self.linears[name].transposed else held
+
+    def descend(self, role: str, steps: int, learning_rate: float) -> list[float]:
+        """Adam on the linears against the loss of a role, over all its rows at every step; the loss before each step."""
+        weights = [self._weight(name) for name in self.linears]
+        optimizer = torch.optim.Adam(weights, lr=learning_rate)
+        losses = []
+        for step in range(steps):
+            optimizer.zero_grad()
+            losses.append(0.0)
+            for batch in batches(self.rows[role], BATCH_TOKENS):
+                loss = self._losses(batch).sum() / len(self.rows[role])
+                loss.backward()
+                losses[-1] += float(loss.detach())
+            optimizer.step()
+            self.progress("realign", step + 1, steps)
+        return losses
+
+    def _weight(self, name: str) -> torch.nn.Parameter:
+        weight = self.modules[name].weight
+        assert isinstance(weight, torch.nn.Parameter)
+        return weight
+
+    def _losses(self, batch: Sequence[Encoded]) -> torch.Tensor:
+        """Loss of each row, (rows,)."""
+        ids, attention, counted = padded(batch, self._weight(next(iter(self.linears))).device)
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        out = self.model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False)
+        losses = torch.nn.functional.cross_entropy(
+            out.logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none"
+        )
+        answer = counted[:, 1:]
+        return (losses * answer).sum(1) / answer.sum(1).clamp_min(1)
+
+    def _taken(self) -> Gradients:
+        """The gradients that were added up, which are then gone."""
+        found: Gradients = {}
+        for name, linear in self.linears.items():
+            weight = self._weight(name)
+            grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            if not grad.isfinite().all():
+                raise DataError(f"the gradient of {name!r} is not finite; give --dtype float32")
+            found[name] = (grad.T if linear.transposed else grad).double().cpu()
+            weight.grad = None
+        return found
+
+
+def in_memory(
+    model: Any,
+    config: dict,
+    linears: Mapping[str, Linear],
+    rows: Mapping[str, Sequence[Encoded]],
+    progress: Progress,
+) -> InMemory:
+    """`model` with gradients on the linears and on nothing else."""
+    places = {
+        (x.layer, x.role): path for path, x in match_linears(family_of(config), dict(model.named_modules())).items()
+    }
+    modules = {name: model.get_submodule(places[linear.layer, linear.role]) for name, linear in linears.items()}
+    model.requires_grad_(False)
+    for module in modules.values():
+        module.weight.requires_grad_(True)
+    return InMemory(model, modules, linears, rows, progress)

@@ -1,0 +1,212 @@
+"""A decoder run one layer at a time: weights of one layer, hidden states of all rows, new weights on the way.
+
+The stock model itself makes embeddings, masks, positions and rotary tables, once per chunk of rows, with layers that
+pass their input on. The stock layer modules then take those, one by one, with weights read from the shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from weightguard.checkpoint import Checkpoint, Linear, decoder_linears, family_of
+from weightguard.data import Encoded
+from weightguard.errors import CheckpointError
+from weightguard.statistics.forward import BATCH_TOKENS, batches, check_lengths, padded
+from weightguard.statistics.loading import DTYPES, bare_decoder, device_of
+
+Read = Callable[[str], torch.Tensor]
+Values = dict[str, torch.Tensor]
+
+
+class _Reached(Exception):
+    """All that was asked of a forward pass has been seen; the rest of it is not run."""
+
+
+@dataclass
+class Chunk:
+    """Rows that run together. hidden: (rows, longest, width), the input of the layer at which the walk stands.
+
+    calls: what the model passes each layer besides (masks, rotary tables). counted, real: bool (rows, longest).
+    """
+
+    role: str
+    hidden: torch.Tensor
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    counted: torch.Tensor
+    real: torch.Tensor
+
+
+class LayerWalk:
+    """One model over rows of several roles. For each layer: enter, then inputs and put as often as needed, then leave.
+
+    read: on-disk tensor name -> tensor in storage order. Tensors are run in `dtype` on `device`, whatever they are
+    stored in. Errors: CheckpointError for a missing or misshapen tensor, DataError for a row that is too long.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        read: Read,
+        rows: Mapping[str, Sequence[Encoded]],
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> None:
+        self._label, self._read = checkpoint.label, read
+        self._dtype, self._device = DTYPES[dtype], device_of(device)
+        self._family = family_of(checkpoint.config)
+        self._linears = decoder_linears(checkpoint.config, checkpoint.tensors)
+        self._prefix = next(iter(self._linears)).partition(f"{self._family.block}.0.")[0]
+        self._model = bare_decoder(checkpoint, self._device)
+        for each in rows.values():
+            check_lengths(each, checkpoint.config, self._model)
+        self._chunks = self._started(rows, batch_tokens)
+        self._index = -1
+
+    @property
+    def layers(self) -> int:
+        return len(self._stack)
+
+    def enter(self, index: int) -> None:
+        """Take the weights of a layer in."""
+        self._index = index
+        self._fill(self._layer, f"{self._family.block}.{index}.")
+
+    @torch.inference_mode()
+    def leave(self, names: Sequence[str] = ()) -> list[tuple[str, Values]]:
+        """Run the layer on every chunk and drop its weights; (role, outputs) of the named linears, chunk by chunk.
+
+        Outputs are those of the counted positions, (n, out), with their bias.
+        """
+        found = []
+        for chunk in self._chunks:
+            seen: Values = {}
+            with self._hooks(names, lambda name, _, output, s=seen, c=chunk: s.update({name: output[c.counted]})):
+                # Padding behind a sliding window sees no key at all, and some kernels then answer NaN, which would spread.
+                chunk.hidden = self._run(chunk).masked_fill(~chunk.real[..., None], 0)
+            found.append((chunk.role, seen))
+        self._layer.to("meta")
+        self._index = -1
+        return found
+
+    @torch.inference_mode()
+    def inputs(self, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """(role, input (n, in) of the named linear at the counted positions), chunk by chunk, under the weights so far."""
+        for chunk in self._chunks:
+            seen: list[torch.Tensor] = []
+
+            def stop(_: Any, args: tuple[torch.Tensor, ...], seen: list = seen, chunk: Chunk = chunk) -> None:
+                seen.append(args[0][chunk.counted])
+                raise _Reached
+
+            handle = self._module(name).register_forward_pre_hook(stop)
+            try:
+                self._run(chunk)
+            except _Reached:
+                pass
+            finally:
+                handle.remove()
+            yield chunk.role, seen[0]
+
+    def put(self, name: str, values: torch.Tensor) -> None:
+        """New weights (out, in) for a linear of this layer, in force from the next run on."""
+        linear = self._linears[name]
+        stored = values.T if linear.transposed else values
+        self._module(name).weight = _parameter(stored.contiguous().to(self._device, self._dtype))
+
+    def bias(self, name: str) -> torch.Tensor | None:
+        """The bias (out,) of a linear of this layer, where it has one."""
+        found = getattr(self._module(name), "bias", None)
+        return None if found is None else found.detach()
+
+    @property
+    def _stack(self) -> torch.nn.ModuleList:
+        return getattr(self._model, self._family.block)
+
+    @property
+    def _layer(self) -> torch.nn.Module:
+        return self._stack[self._index]
+
+    def _module(self, name: str) -> Any:
+        linear: Linear = self._linears[name]
+        assert linear.layer == self._index, f"the walk stands at layer {self._index}, {name} is elsewhere"
+        return self._layer.get_submodule(self._family.linears[linear.role])
+
+    def _run(self, chunk: Chunk) -> torch.Tensor:
+        args, kwargs = chunk.calls[self._index]
+        out = self._layer(chunk.hidden, *args, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+    def _hooks(self, names: Sequence[str], see: Callable[..., None]) -> _Hooks:
+        return _Hooks([self._module(n).register_forward_hook(lambda _, a, o, n=n: see(n, a, o)) for n in names])
+
+    def _fill(self, module: torch.nn.Module, path: str, leave_out: str | None = None) -> None:
+        wanted = {k: p for k, p in module.named_parameters() if leave_out is None or not k.startswith(leave_out)}
+        tensors = {key: self._taken(f"{self._prefix}{path}{key}", held.shape) for key, held in wanted.items()}
+        module.load_state_dict(tensors, strict=False, assign=True)
+
+    def _taken(self, name: str, shape: torch.Size) -> torch.Tensor:
+        tensor = self._read(name)
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"{self._label}: tensor {name!r} is {list(tensor.shape)}, config.json makes it {list(shape)}"
+            )
+        return tensor.to(self._device, self._dtype)
+
+    @torch.inference_mode()
+    def _started(self, rows: Mapping[str, Sequence[Encoded]], batch_tokens: int) -> list[Chunk]:
+        """Every row in front of the first layer."""
+        self._fill(self._model, "", leave_out=f"{self._family.block}.")
+        made = [
+            self._chunk(role, *padded(batch, self._device))
+            for role, each in rows.items()
+            for batch in batches(each, batch_tokens)
+        ]
+        self._model.to("meta")
+        return made
+
+    def _chunk(self, role: str, ids: torch.Tensor, attention: torch.Tensor, counted: torch.Tensor) -> Chunk:
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        first: list[torch.Tensor] = []
+
+        def passing(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            first.append(hidden_states)
+            calls.append((args, kwargs))
+            if len(calls) == self.layers:
+                raise _Reached
+            return hidden_states
+
+        for layer in self._stack:
+            layer.forward = passing
+        try:
+            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            self._model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False)
+        except _Reached:
+            pass
+        finally:
+            for layer in self._stack:
+                del layer.forward
+        return Chunk(role, first[0], calls, counted, attention.bool())
+
+
+class _Hooks:
+    """Handles of hooks that are taken off again at the end of a with block."""
+
+    def __init__(self, handles: list[Any]) -> None:
+        self._handles = handles
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(tensor, requires_grad=False)
