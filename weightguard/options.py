@@ -30,15 +30,20 @@ def configured(cls: Any, flag: str, options: Mapping[str, Any]) -> Any:
 
 def as_share(value: float | str | Decimal | None, name: str) -> Decimal:
     """A share between 0 and 1, read as the decimal typed. Error: UsageError."""
-    try:
-        share = value if isinstance(value, Decimal) else Decimal(str(value))
-    except InvalidOperation:
-        raise UsageError(f"--{name} {value}: not a number") from None
+    share = as_number(value, name)
     if not share.is_finite() or not 0 <= share <= 1:
         raise UsageError(f"--{name} {value}: must lie between 0 and 1")
     if share and share.adjusted() < -30:
         raise UsageError(f"--{name} {value}: too small to mean anything")  # and its fraction too long to compute with
     return share
+
+
+def as_number(value: float | str | Decimal | None, name: str) -> Decimal:
+    """A number as the decimal typed; may be infinite or NaN. Error: UsageError."""
+    try:
+        return value if isinstance(value, Decimal) else Decimal(str(value))
+    except InvalidOperation:
+        raise UsageError(f"--{name} {value}: not a number") from None
 
 
 def settings(chosen: Any) -> dict[str, Any]:
