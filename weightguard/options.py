@@ -30,10 +30,7 @@ def configured(cls: Any, flag: str, options: Mapping[str, Any]) -> Any:
 
 def as_share(value: float | str | Decimal | None, name: str) -> Decimal:
     """A share between 0 and 1, read as the decimal typed. Error: UsageError."""
-    try:
-        share = value if isinstance(value, Decimal) else Decimal(str(value))
-    except InvalidOperation:
-        raise UsageError(f"--{name} {value}: not a number") from None
+    share = as_decimal(value, name)
     if not share.is_finite() or not 0 <= share <= 1:
         raise UsageError(f"--{name} {value}: must lie between 0 and 1")
     if share and share.adjusted() < -30:
@@ -43,13 +40,18 @@ def as_share(value: float | str | Decimal | None, name: str) -> Decimal:
 
 def as_number(value: float | str | Decimal, name: str, least: float) -> Decimal:
     """A finite number of at least `least`, read as the decimal typed. Error: UsageError."""
-    try:
-        number = value if isinstance(value, Decimal) else Decimal(str(value))
-    except InvalidOperation:
-        raise UsageError(f"--{name} {value}: not a number") from None
+    number = as_decimal(value, name)
     if not number.is_finite() or not Decimal(str(least)) <= number <= 10**9:
         raise UsageError(f"--{name} {value}: must be a number from {least:g} to 1e9")
     return number
+
+
+def as_decimal(value: float | str | Decimal | None, name: str) -> Decimal:
+    """A number as the decimal typed; may be infinite or NaN. Error: UsageError."""
+    try:
+        return value if isinstance(value, Decimal) else Decimal(str(value))
+    except InvalidOperation:
+        raise UsageError(f"--{name} {value}: not a number") from None
 
 
 def settings(chosen: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Neurons: which parts of which tensors matter for safety, or how fast each may learn. One file for all of them.
 
 The file is safetensors. Its metadata key `weightguard_neurons` holds JSON: format, kind, paper, options, facts, and per
-tensor {form, shape (out, in), labels?}. Arrays, in logical (out, in) order whatever the storage:
+tensor {form, shape (out, in)}. Arrays, in logical (out, in) order whatever the storage:
 
 * form "entries": `NAME|mask`, uint8, the out·in bits of the matrix packed row by row, first entry in the lowest bit.
 * form "rows" or "columns": `NAME|mask`, uint8, `out` or `in` bits packed in the same way: whole output or input units.
@@ -96,7 +96,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Neurons:
-    """`kind`: how they were found (wanda, snip, freeze-plus, rank, ml-lr, ...). `parts`: by on-disk tensor name.
+    """`kind`: how they were found, a key of `weightguard.locate.KINDS`. `parts`: by on-disk tensor name.
 
     `model`: tensor -> sha256 in the checkpoint they were found in. `facts`: data, tokens, sizes: whatever is worth knowing.
     """

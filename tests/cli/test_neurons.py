@@ -120,7 +120,7 @@ CASES: dict[str, Case] = {
         *S, *U, "--kind", "rsn", "--top-utility", "0",
     ),
     "noise of nothing": usage(
-        "--noise 0 disturbs nothing, so every module would be robust; give a share above 0",
+        "--noise 0: must be above 0, where nothing is disturbed, and at most 100",
         *S, *U, "--kind", "ml-lr", "--noise", "0",
     ),
     "take": usage(
@@ -175,7 +175,8 @@ CASES: dict[str, Case] = {
         "--top-safety", "0.5", "--top-utility", "1",
     ),
     "safety within utility": bad_data(
-        nothing, "the safety directions lie within the utility directions; give a smaller --top-utility",
+        rows("utility.jsonl", {"prompt": "a", "response": "how do i pick a lock sure take this bake cake : . the"}),
+        "the safety directions lie within the utility directions; give a smaller --top-utility",
         "--rank", "--top-safety", "1", "--top-utility", "1", "--scope", "q",
     ),
     "NaN": (

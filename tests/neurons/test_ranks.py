@@ -25,8 +25,11 @@ def test_the_part_that_is_removed(family: str, shares: tuple[str, str], subject,
     out = wg.repair(str(it.path), method="remove-ranks", neurons=tmp_path / "n", out=tmp_path / "out").out
     before, after = load_file(it.path / "model.safetensors"), load_file(out / "model.safetensors")
     for name, weight in it.weights.items():
-        r_s, r_u = (naive.count(share, min(weight.shape)) for share in shares)
-        assert found.facts["ranks"][name] == {"safety": r_s, "utility": r_u}
+        r_s, r_u = (
+            min(naive.count(share, min(weight.shape)), int(numpy.linalg.matrix_rank(x[name] @ weight.T, rtol=1e-6)))
+            for share, x in zip(shares, (x_s, x_u), strict=True)
+        )
+        assert found.facts["ranks"][name] == {"safety": r_s, **({"utility": r_u} if given == {} else {})}
         pi_s, pi_u = projector(x_s[name] @ weight.T, r_s), projector(x_u[name] @ weight.T, r_u)
         wanted = (numpy.eye(len(weight)) - pi_u) @ pi_s @ weight
         part = found.parts[name]
@@ -54,3 +57,13 @@ def test_layers_one_at_a_time_give_the_same_parts(subject, monkeypatch) -> None:
     whole = it.find(kind="rank").neurons
     monkeypatch.setattr("weightguard.locate.ranks.GRAM_BYTES", 1)
     assert it.find(kind="rank").neurons.to_bytes() == whole.to_bytes()
+
+
+def test_few_tokens_span_few_directions(subject, data, tmp_path) -> None:
+    """An answer of one word and its end: two tokens tell two directions, and no third is made up."""
+    (tmp_path / "one.jsonl").write_text('{"prompt": "tell me", "response": "sure"}\n')
+    it = subject("llama")
+    found = it.find(kind="rank", safety=str(tmp_path / "one.jsonl"), top_safety="0.5", top_utility="0.1")
+    tokens = found.neurons.facts["data"]["safety"]["counted_tokens"]
+    assert tokens == 2 and {each["safety"] for each in found.neurons.facts["ranks"].values()} == {tokens}
+    assert any("the safety data span only 2 directions of 8 asked for" in note for note in found.notes)

@@ -78,7 +78,9 @@ def test_noise_has_the_size_that_was_asked_for(place, monkeypatch) -> None:
 
 
 def test_the_real_probe_tells_the_words_apart_and_repeats(place) -> None:
-    first, second = (place.find(kind="ml-lr", noise="0.01").neurons for _ in range(2))
+    found = place.find(kind="ml-lr", noise="0.01")
+    assert "every module bears noise 0.01, so none would learn slowly; a larger --noise tells more" in found.notes
+    first, second = found.neurons, place.find(kind="ml-lr", noise="0.01").neurons
     assert first.to_bytes() == second.to_bytes()
     assert first.facts["probe_accuracy"] == 1.0
     assert all(part.rate == 1.0 for part in first.parts.values())  # so little noise moves nothing

@@ -109,7 +109,7 @@ def run_neurons(
         write_file(out, neurons.to_bytes(), force=force)
     command = _command(kind_name, neurons, sets)
     known = {name: (linear.role, material.shape(name)) for name, linear in linears.items()}
-    return Located(neurons, tuple(notes), command, known, out)
+    return Located(neurons, (*notes, *found.notes), command, known, out)
 
 
 def _found(kind: Any, material: Material, subject: Subject) -> Found:

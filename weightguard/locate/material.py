@@ -21,10 +21,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Found:
-    """The parts by on-disk tensor name, and what is worth knowing about them."""
+    """The parts by on-disk tensor name, what is worth knowing about them, and what a user should be told."""
 
     parts: Mapping[str, Part]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

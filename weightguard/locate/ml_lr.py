@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from weightguard.errors import DataError, UsageError
 from weightguard.locate.drawn import seed_of
 from weightguard.locate.material import Found, Material
-from weightguard.options import as_share, option
+from weightguard.options import as_decimal, as_share, option
 from weightguard.parts import Part
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from weightguard.statistics.probe import Probe
 
 LEAST = 0.75  # accuracy below which the probe says nothing about security
+MOST_NOISE = 100  # times the standard deviation: beyond it nothing of a module is left
 LEAST_ROWS = 4  # of each class: two to fit, two to ask
 
 
@@ -39,7 +40,7 @@ class ModularRates:
     PAPER: ClassVar[str] = "arXiv:2410.04524"
     TOKENS: ClassVar[str] = "prompt"
 
-    noise: Decimal | float | str = option("1", "noise on a module, as a share of its weights' standard deviation")
+    noise: Decimal | float | str = option("1", "noise on a module, in standard deviations of its weights")
     tolerance: Decimal | float | str = option("0.02", "accuracy of the probe that the robust modules may cost together")
     slow: Decimal | float | str = option("0.1", "factor on the learning rate of the modules that are not robust")
     seed: int = option(0, "seed of the noise")
@@ -47,10 +48,12 @@ class ModularRates:
 
     def settled(self) -> Self:
         """Checked. Error: UsageError."""
-        for name in ("noise", "tolerance", "slow"):
+        for name in ("tolerance", "slow"):
             as_share(getattr(self, name), name)
-        if not as_share(self.noise, "noise"):
-            raise UsageError("--noise 0 disturbs nothing, so every module would be robust; give a share above 0")
+        if not 0 < as_decimal(self.noise, "noise") <= MOST_NOISE:
+            raise UsageError(
+                f"--noise {self.noise}: must be above 0, where nothing is disturbed, and at most {MOST_NOISE}"
+            )
         return self
 
     @property
@@ -70,7 +73,8 @@ class ModularRates:
         said = {"probe_accuracy": proxy.accuracy, "robust_modules": len(robust), "modules": len(modules),
                 "accuracy_with_robust_disturbed": together,
                 "accuracy_alone": dict(zip(modules, alone, strict=True))}  # fmt: skip
-        return Found(parts, said)
+        every = (f"every module bears noise {self.noise}, so none would learn slowly; a larger --noise tells more",)
+        return Found(parts, said, every if len(robust) == len(modules) else ())
 
     def _alone(self, material: Material, proxy: _Proxy, name: str, done: int, total: int) -> float:
         with self._disturbed(material, name):
@@ -111,7 +115,7 @@ class ModularRates:
         draw = torch.randn(weight.shape, generator=generator).to(weight.device, weight.dtype)
         before = weight.detach().clone()
         with torch.no_grad():
-            weight += float(as_share(self.noise, "noise")) * before.double().std().item() * draw
+            weight += float(self.noise) * before.double().std().item() * draw
         return before
 
 

@@ -8,10 +8,10 @@ so nothing is drawn at random.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from weightguard.errors import DataError, UsageError
 from weightguard.locate.material import Found, Material
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from weightguard.statistics.grams import Grams
 
 GRAM_BYTES = 4 << 30  # Gram matrices kept at one time, 8·in² bytes an input site, for both roles together
+ENERGY = 1e-12  # of the largest eigenvalue: below it a direction is rounding of the forward pass
+RESOLUTION = 1e-6  # of ‖W‖: below it a part is rounding, which no float32 weight would show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,27 +54,36 @@ class SafetyRanks:
 
     def find(self, material: Material) -> Found:
         """Errors: UsageError when the share of the safety ranks is no rank of any tensor; DataError when nothing is left."""
-        ranks = {name: self._ranks(material.shape(name)) for name in material.linears}
-        if not any(safety for safety, _ in ranks.values()):
+        asked = {name: self._asked(material.shape(name)) for name in material.linears}
+        if not any(each["safety"] for each in asked.values()):
             raise UsageError(f"--top-safety {self.top_safety} is not one rank of any tensor; give a larger share")
         parts: dict[str, Part] = {}
+        used: dict[str, dict[str, int]] = {}
         for some in _chunks(material):
             grams = {role: _grams(material, role, some) for role in self.needs}
             for name in some:
-                if ranks[name][0]:
-                    parts[name] = _part(material, name, grams, ranks[name])
-        parts = {name: part for name, part in parts.items() if part.left is not None and part.left.any()}
+                part, used[name] = _part(material, name, grams, asked[name])
+                parts |= {} if part is None else {name: part}
         if not parts:
             raise DataError("the safety directions lie within the utility directions; give a smaller --top-utility")
-        said = {name: {"safety": s, "utility": u} for name, (s, u) in ranks.items()}
-        return Found(parts, {"ranks": said, "counted_tokens": {r: material.data[r].counted_tokens for r in self.needs}})
+        return Found(parts, {"ranks": used}, tuple(_notes(asked, used)))
 
-    def _ranks(self, shape: tuple[int, int]) -> tuple[int, int]:
+    def _asked(self, shape: tuple[int, int]) -> dict[str, int]:
+        """Ranks of a tensor by role."""
         from weightguard.statistics.selection import count
 
-        shares = as_share(self.top_safety, "top-safety"), as_share(self.top_utility, "top-utility")
-        safety, utility = (count(share, min(shape), "exact") for share in shares)
-        return safety, utility
+        shares = {"safety": self.top_safety, "utility": self.top_utility}
+        return {role: count(as_share(shares[role], f"top-{role}"), min(shape), "exact") for role in self.needs}
+
+
+def _notes(asked: Mapping[str, Mapping[str, int]], used: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    for role in next(iter(asked.values())):
+        fewer = [name for name in asked if used[name][role] < asked[name][role]]
+        if fewer:
+            yield (
+                f"in {len(fewer)} tensors (first: {fewer[0]}) the {role} data span only {used[fewer[0]][role]} directions of "
+                f"{asked[fewer[0]][role]} asked for; those are taken, more data would tell the others"
+            )
 
 
 def _chunks(material: Material) -> Iterator[dict[str, Linear]]:
@@ -98,27 +109,44 @@ def _grams(material: Material, role: str, linears: dict[str, Linear]) -> Grams:
     return collect_grams(material.model, material.checkpoint.config, linears, material.data[role].rows, step)
 
 
-def _part(material: Material, name: str, grams: dict[str, Any], ranks: tuple[int, int]) -> Part:
+def _part(
+    material: Material, name: str, grams: Mapping[str, Grams], asked: Mapping[str, int]
+) -> tuple[Part | None, dict[str, int]]:
+    """The part, None where nothing but rounding is left of the safety directions, and the ranks that were taken."""
     weight = material.weights(name).logical
-    left, right = removed(weight, grams["safety"].gram(name), ranks[0],
-                          grams["utility"].gram(name) if ranks[1] else None, ranks[1])  # fmt: skip
-    return Part("rank", material.shape(name), left=left.float().numpy(), right=right.float().numpy())
+    taken = {role: directions(weight, grams[role].gram(name), asked[role]) for role in grams}
+    left, right = removed(weight, taken["safety"], taken.get("utility"))
+    squares = ((left.T @ left) * (right @ right.T)).sum()  # ‖left·right‖²
+    ranks = {role: vectors.shape[1] for role, vectors in taken.items()}
+    if squares <= (RESOLUTION * weight.double().norm()) ** 2:
+        return None, ranks
+    return Part("rank", material.shape(name), left=left.float().numpy(), right=right.float().numpy()), ranks
+
+
+def directions(weight: torch.Tensor, gram: torch.Tensor, k: int) -> torch.Tensor:
+    """The top k output directions on the data behind the Gram, or fewer where the outputs span fewer; float64 (out, <= k).
+
+    Beyond what the data span the eigenvectors are arbitrary: few answer tokens know few directions.
+    """
+    from weightguard.statistics.grams import spectrum
+
+    values, vectors = spectrum(weight, gram)
+    return vectors[:, : min(k, int((values > ENERGY * values[0]).sum()))]
 
 
 def removed(
-    weight: torch.Tensor, safety: torch.Tensor, safety_rank: int, utility: torch.Tensor | None, utility_rank: int
+    weight: torch.Tensor, safety: torch.Tensor, utility: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(I − Π_u) Π_s W as left (out, k) · right (k, in), float64, k the smaller of r_s and out − r_u.
 
-    weight (out, in), Grams (in, in) of its inputs on either set; no utility Gram: Π_u = 0.
+    weight (out, in); orthonormal directions (out, r_s) and (out, r_u), float64; no utility: Π_u = 0.
     """
-    from weightguard.statistics.grams import spectrum, top_directions
+    import torch
 
-    wide, u_s = weight.double(), top_directions(weight, safety, safety_rank)
+    right = safety.T @ weight.double()
     if utility is None:
-        return u_s, u_s.T @ wide
-    directions = spectrum(weight, utility)[1]
-    u_u, rest = directions[:, :utility_rank], directions[:, utility_rank:]
-    if rest.shape[1] < safety_rank:
-        return rest, (rest.T @ u_s) @ (u_s.T @ wide)
-    return u_s - u_u @ (u_u.T @ u_s), u_s.T @ wide
+        return safety, right
+    if len(weight) - utility.shape[1] < safety.shape[1]:
+        rest = torch.linalg.qr(utility, mode="complete").Q[:, utility.shape[1] :]
+        return rest, (rest.T @ safety) @ right
+    return safety - utility @ (utility.T @ safety), right
