@@ -60,9 +60,29 @@ def whole(parameter: torch.Tensor) -> Restore:
 
 
 def entries(parameter: torch.Tensor, mask: torch.Tensor) -> Restore:
-    """Puts back the entries where `mask`, bool of the parameter's shape, is set: a byte an entry and the kept values."""
-    before = parameter.detach()[mask]
-    return lambda: parameter.masked_scatter_(mask, before)
+    """Puts back the entries where `mask`, bool of the parameter's shape, is set. The shorter side is held by its indices.
+
+    Takes 12 bytes a kept float32 entry where less than half is kept, else 4 bytes an entry and 8 for each that learns.
+    Error: UsageError where the parameter is not contiguous.
+    """
+    if not parameter.is_contiguous():
+        raise UsageError("a guard keeps entries of contiguous parameters only; make them contiguous before it attaches")
+    kept, learning = (side.reshape(-1).nonzero()[:, 0] for side in (mask, ~mask))
+    if len(kept) <= len(learning):
+        before = parameter.detach().reshape(-1)[kept]
+        return lambda: _flat(parameter).scatter_(0, kept, before)
+    start = parameter.detach().clone()
+
+    def restore() -> None:
+        learnt = _flat(parameter)[learning]
+        parameter.copy_(start)
+        _flat(parameter).scatter_(0, learning, learnt)
+
+    return restore
+
+
+def _flat(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.view(-1)
 
 
 def slices(parameter: torch.Tensor, dim: int, index: torch.Tensor) -> Restore:
