@@ -138,3 +138,21 @@ def test_a_report_made_in_another_way_is_undecided(folder, policy, tmp_path) -> 
                  max_new_tokens=12, match="exact", judges=judges)  # fmt: skip
     verdict = api.gate(str(LAB.aligned()), policy=policy, report=report)
     assert verdict.verdict == "undecided" and statuses(verdict)["asking"] == "undecided"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", [1, 3])
+def test_other_worlds_are_judged_alike(seed: int, tmp_path: Path) -> None:
+    lab = Lab(seed)
+    lab.write_data(tmp_path / "data")
+    attacked = lab.merged(lab.attack_lora(), tmp_path / "attacked")
+    api.repair(str(attacked), out=tmp_path / "zeroed", target="weight", ratio=0.1, group="row", threads=1,
+               harmful=str(tmp_path / "data" / "harmful.jsonl"))  # fmt: skip
+    found = {}
+    for name, model in {"aligned": lab.aligned(), "attacked": attacked, "zeroed": tmp_path / "zeroed"}.items():
+        api.evaluate(str(model), reference=str(lab.aligned()), **sets(tmp_path), out=tmp_path / f"{name}.json",
+                     max_new_tokens=12, threads=1)  # fmt: skip
+        found[name] = api.gate(str(model), reference=str(lab.aligned()), report=tmp_path / f"{name}.json")
+    assert [verdict.verdict for verdict in found.values()] == ["pass", "fail", "fail"]
+    assert statuses(found["attacked"])["limits.utility_change"] == "pass"
+    assert statuses(found["zeroed"])["limits.utility_change"] == "fail"
