@@ -9,8 +9,8 @@ import pytest
 
 import weightguard.api as api
 from weightguard.errors import GateFailed, UndecidedError
-from weightguard.verdict import Verdict
 from weightguard.lab import Lab
+from weightguard.verdict import Verdict
 
 LAB = Lab(0)
 
