@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from weightguard import forms
@@ -118,3 +120,13 @@ def test_every_measurement_can_be_limited(policy) -> None:
         key = "max" if kind.better == "lower" else "min"
         worst = "-0.05" if name.endswith("_change") and key == "min" else "0.05"
         assert policy(f"[limits.{name}]\n{key} = {worst}").limits[0].name == name
+
+
+def test_what_its_comments_offer_is_a_policy_too() -> None:
+    plain, _, offered = shipped_policy().decode().partition("# What else a policy may say")
+    lines = [line.removeprefix("# ") for line in offered.splitlines()]
+    taken = [line for line in lines if re.match(r"\[[a-z_.]+\]$|[a-z_]+ = (?!\"\.\.\.)[^()]*$", line)]
+    found = Policy.parse((plain + "\n".join(taken)).encode(), "offered")
+    assert found.attacks is not None and len(found.attacks.cells()) == 12 and len(found.attack_limits) == 1
+    assert found.data and set(found.data) == {"harmful", "benign", "over_refusal", "task"}
+    assert found.asking == {"max_new_tokens": 64, "match": "exact"}

@@ -32,11 +32,13 @@ def save(folder: Path, family: str, labels: list[str], **config: Any) -> Path:
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+        single="<s> $A", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
+    inputs = ["input_ids", "token_type_ids", "attention_mask"] if family == "bert" else ["input_ids", "attention_mask"]
     PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        model_input_names=inputs,
+    ).save_pretrained(folder)  # fmt: skip
     settings = CONFIG_MAPPING[family](
         **{"vocab_size": 34, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
            "num_attention_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0,
@@ -60,8 +62,7 @@ def stock(folder: Path, exchange: Exchange, text: str | None = None) -> torch.Te
         read = {"input_ids": torch.tensor([[*tokenizer(text)["input_ids"], 2]])}
     else:
         read = dict(tokenizer(exchange.prompt, exchange.answer, return_tensors="pt"))
-        if model.config.model_type != "bert":
-            read.pop("token_type_ids", None)
+        assert ("token_type_ids" in read) == (model.config.model_type == "bert")
     with torch.no_grad():
         return model(**read).logits[0].double()
 

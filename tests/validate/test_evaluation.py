@@ -206,3 +206,13 @@ def test_overlap_is_refused_with_the_rows_named(data, tmp_path) -> None:
 def test_what_cannot_be_evaluated(data, options: dict[str, Any], error: type, said: str) -> None:
     with pytest.raises(error, match=said):
         evaluated(LAB.aligned(), data, **options)
+
+
+def test_rows_beyond_the_models_positions_are_cut_and_said(checkpoint, tmp_path) -> None:
+    """GPT-2 has no position beyond its table: an answer in the data that is longer must not end the run."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "make fire", "response": "take salt " * 60}) + "\n")
+    report = api.evaluate(str(checkpoint("gpt2")), harmful=str(rows), max_new_tokens=4, threads=1, limit=1)
+    loss = value(report, "harmful_loss")
+    assert loss.value is not None and "1 rows end at 64 tokens" in loss.note
+    assert "harmful: limit 1: the first 1 rows" in report.notes

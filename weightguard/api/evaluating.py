@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightguard.api.collect import Running
 from weightguard.api.subject import Subject, open_subject
+from weightguard.checkpoint.writer import check_apart
 from weightguard.errors import UndecidedError, UsageError
 from weightguard.measurement import ROLES, Report
 from weightguard.measurement import Subject as Identity
@@ -74,10 +76,17 @@ def _label(part: Checkpoint) -> str:
 
 
 def run_evaluate(
-    model: str, reference: str | None, sets: Sets, asking: Asking, running: Running, offline: bool, progress: Progress
+    model: str,
+    reference: str | None,
+    sets: Sets,
+    asking: Asking,
+    running: Running,
+    offline: bool,
+    progress: Progress,
+    out: Path | None = None,
 ) -> Report:
-    """The report. Error: UndecidedError when a file changed while it was made."""
-    found = evaluated(model, reference, sets, asking, running, offline, progress)
+    """The report, which will be written to `out`. Error: UndecidedError when a file changed while it was made."""
+    found = evaluated(model, reference, sets, asking, running, offline, progress, out)
     if found.changed:
         raise UndecidedError(
             f"the weights changed while they were evaluated ({found.changed[0]}); nothing is decided, evaluate again"
@@ -86,7 +95,14 @@ def run_evaluate(
 
 
 def evaluated(
-    model: str, reference: str | None, sets: Sets, asking: Asking, running: Running, offline: bool, progress: Progress
+    model: str,
+    reference: str | None,
+    sets: Sets,
+    asking: Asking,
+    running: Running,
+    offline: bool,
+    progress: Progress,
+    out: Path | None = None,
 ) -> Evaluated:
     """Open, read, run, judge; every file is hashed before and after. Data and judges are opened before any model."""
     import torch
@@ -98,8 +114,10 @@ def evaluated(
     from weightguard.validate.overlap import check_judges
 
     matcher(asking.match)
-    data = _read(sets)
+    data, others = _read(sets)
     subjects = [open_subject(each, offline=offline, search=False) for each in (model, reference) if each is not None]
+    if out is not None:
+        check_apart(out, [path for subject in subjects for path in subject.inputs])
     judges = [choose(spec, dtype=running.dtype, device=running.device, offline=offline) for spec in sets.judges]
     check_judges([judge.id for judge in judges])
     before = [identified(s, progress) for s in subjects]
@@ -111,12 +129,13 @@ def evaluated(
     changed = tuple(name for a, b in zip(before, after, strict=True) for name in a.differing(b))
     report = Report(
         before[0], before[1] if len(before) > 1 else None, found.measurements, _facts(data),
-        _settings(asking, running, sides, judges), found.notes, found.examples,
+        _settings(asking, running, sides, judges) | {"disjoint_from": others}, found.notes, found.examples,
     )  # fmt: skip
     return Evaluated(report, changed)
 
 
-def _read(sets: Sets) -> dict[str, Dataset]:
+def _read(sets: Sets) -> tuple[dict[str, Dataset], list[dict[str, str]]]:
+    """The sets by role, and what was read to see that they share no row with it."""
     from weightguard.data import read_rows
     from weightguard.validate.overlap import check_disjoint
 
@@ -125,11 +144,11 @@ def _read(sets: Sets) -> dict[str, Dataset]:
     if not sets.judges:
         raise UsageError("no judge; give --judge refusal-phrases or another")
     found = {role: read_rows(sets.data[role], limit=sets.limit) for role in ROLES if role in sets.data}
-    for reference in sets.disjoint_from:
-        other = read_rows(reference)
+    others = [read_rows(reference) for reference in sets.disjoint_from]
+    for other in others:
         for dataset in found.values():
             check_disjoint(dataset, other)
-    return found
+    return found, [{"source": other.source, "sha256": other.sha256} for other in others]
 
 
 def _side(subject: Subject, name: str, running: Running) -> Side:

@@ -58,6 +58,7 @@ def evaluate(
         Running(device, dtype, threads, max_length),
         offline,
         progress,
+        None if out is None else Path(out),
     )
     if out is not None:
         write_file(Path(out), report.to_bytes(), force=force)

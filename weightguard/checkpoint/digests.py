@@ -37,10 +37,15 @@ def file_digests(directory: Path, progress: Callable[[int, int], None] = _silent
 
 
 def _names(directory: Path) -> Iterator[str]:
-    for folder, inner, files in os.walk(directory):
+    for folder, inner, files in os.walk(directory, onerror=_refuse):
         inner[:] = [name for name in inner if not name.startswith(".")]
         linked = [name for name in inner if (Path(folder) / name).is_symlink()]
         yield from (os.path.relpath(os.path.join(folder, name), directory) for name in [*files, *linked])
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed must not be a folder without files."""
+    raise SystemFailure(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
 def _blocks(path: Path, name: str) -> Iterator[bytes]:

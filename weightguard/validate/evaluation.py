@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightguard.data import Dataset
+from weightguard.data import Dataset, Encoded
 from weightguard.data.templates import template_for
 from weightguard.errors import UnsupportedError
 from weightguard.measurement import KINDS, Example, Measurement
-from weightguard.validate.generation import check_room, greedy_answers, prompt_ids
+from weightguard.validate.generation import check_room, context_of, greedy_answers, prompt_ids
 from weightguard.validate.judges import Exchange, Judge, Ruling, is_refusal
 from weightguard.validate.metrics import forced
 from weightguard.validate.metrics.accuracy import accuracy_rows
@@ -22,6 +22,7 @@ from weightguard.validate.metrics.rows import Rows, changed, is_compared, measur
 
 Progress = Callable[[str, int, int], None]
 _JUDGED = ("harmful", "over_refusal")
+_REHEARSAL = Exchange("Say hello.", "Hello.")
 _SHOWN = 300  # characters of a prompt or answer that a report keeps
 
 
@@ -70,6 +71,8 @@ def evaluate(
     """Measure `side`, and against `reference` every difference, on the sets given by role (harmful, benign,
     over_refusal, task). What cannot be measured is unknown, with the reason. Errors: DataError, and the judges' own."""
     sides = [side] if reference is None else [side, reference]
+    for judge in judges:  # one that cannot be reached, or cannot read an exchange, ends the run now and not in an hour
+        judge.rule([_REHEARSAL], lambda done, total: progress("judges ready", done, total))
     prompts = {(s.name, role): _prompts(s, dataset, settings) for s in sides for role, dataset in sets.items()}
     answered = [
         {role: _answered(s, role, dataset, prompts[s.name, role], judges, settings, progress)
@@ -83,7 +86,7 @@ def evaluate(
         found += _changes(rows[0] + losses[0], rows[1] + losses[1], settings.seed)
         found += _distances(side, reference, sets, answered[1], settings, progress)
     measurements = (*found, *_unknowns(found, sets, reference is not None))
-    return Evaluation(measurements, _examples(answered[0], settings.examples), _notes(sides))
+    return Evaluation(measurements, _examples(answered[0], settings.examples), _notes(sides, sets))
 
 
 def _prompts(side: Side, dataset: Dataset, settings: Settings) -> list[list[int]]:
@@ -146,10 +149,10 @@ def _losses(
     for side in sides:
         of_side = []
         for name, answers, said in (("harmful_loss", harmful, ""), ("alignment_loss", aligned, note)):
-            rows = forced.encoded_answers(dataset, answers, side.tokenizer, settings.max_length)
+            rows, cut = _encoded(side, dataset, answers, settings)
             values = forced.losses(side.model, rows, _staged(progress, side.stage(name.replace("_", " "))))
             missing = f"no row of {dataset.source} has such an answer"
-            of_side.append(Rows(name, values, dataset.sha256, note=said, missing=missing))
+            of_side.append(Rows(name, values, dataset.sha256, note=said + cut, missing=missing))
         found.append(of_side)
     return found
 
@@ -182,9 +185,9 @@ def _distances(
     found = []
     if "benign" in sets:
         answers = [row.response or text for row, text in _pairs(sets["benign"], theirs["benign"])]
-        rows = forced.encoded_answers(sets["benign"], answers, side.tokenizer, settings.max_length)
+        rows, cut = _encoded(side, sets["benign"], answers, settings)
         values = forced.divergences(side.model, reference.model, rows, _staged(progress, side.stage("divergence")))
-        found.append(measured(Rows("kl_divergence", values, sets["benign"].sha256), settings.seed))
+        found.append(measured(Rows("kl_divergence", values, sets["benign"].sha256, note=cut), settings.seed))
     if "harmful" in sets:
         found.append(_drift(side, reference, sets["harmful"], theirs["harmful"], settings, progress))
     return found
@@ -194,13 +197,23 @@ def _drift(
     side: Side, reference: Side, dataset: Dataset, theirs: Answered, settings: Settings, progress: Progress
 ) -> Measurement:
     answers = [_aligned(row, text) for row, text in _pairs(dataset, theirs)]
-    rows = forced.encoded_answers(dataset, answers, side.tokenizer, settings.max_length)
+    rows, cut = _encoded(side, dataset, answers, settings)
     stage = _staged(progress, side.stage("drift"))
     try:
         values = forced.drifts(side.model, reference.model, side.config, rows, stage)
     except UnsupportedError as error:
         return unknown("embedding_drift", str(error))
-    return measured(Rows("embedding_drift", values, dataset.sha256), settings.seed)
+    return measured(Rows("embedding_drift", values, dataset.sha256, note=cut), settings.seed)
+
+
+def _encoded(
+    side: Side, dataset: Dataset, answers: Sequence[str | None], settings: Settings
+) -> tuple[list[Encoded], str]:
+    """Rows with their answers, cut where the model or --max-length ends, and a note of how many were."""
+    longest = min(settings.max_length, context_of(side.model))
+    rows = forced.encoded_answers(dataset, answers, side.tokenizer, longest)
+    cut = sum(len(row.ids) == longest for row in rows)
+    return rows, f" ({cut} rows end at {longest} tokens)" if cut else ""
 
 
 def _aligned(row: Any, text: str) -> str:
@@ -264,10 +277,12 @@ def _example(each: Answered, at: int) -> Example:
     return Example(each.role, each.dataset.rows[at].prompt[:_SHOWN], each.answers[at][:_SHOWN], said)
 
 
-def _notes(sides: Sequence[Side]) -> tuple[str, ...]:
-    """What the user must know of how the models were asked."""
+def _notes(sides: Sequence[Side], sets: Mapping[str, Dataset]) -> tuple[str, ...]:
+    """What the user must know of the rows and of how the models were asked."""
+    of_rows = [f"{role}: {note}" for role, dataset in sets.items() for note in dataset.notes]
     without = [s.name for s in sides if template_for(s.tokenizer, None).name != "chat"]
-    return tuple(
+    asked = [
         f"the {name} has no chat template: its prompts are in the Alpaca layout (### Instruction / ### Response)"
         for name in without
-    )
+    ]
+    return (*of_rows, *asked)

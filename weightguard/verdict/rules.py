@@ -28,7 +28,7 @@ def judge(policy: Policy, report: Report | None, binding: Binding) -> tuple[Reas
     reasons = [_same_model(report, binding), *_same_reference(report, binding), *_unchanged(binding)]
     reasons += [_same_data(policy, report, role) for role in policy.data_sha256 or {}]
     reasons += [_has_judge(report, spec) for spec in policy.judges]
-    reasons += _seeds(policy, report)
+    reasons += [*_seeds(policy, report), *_asked(policy, report)]
     reasons += [_limited(limit, report, MODEL, "limits") for limit in policy.limits]
     reasons += [_required(name, report) for name in policy.required]
     return (*reasons, *_attacked(policy, report))
@@ -84,6 +84,16 @@ def _seeds(policy: Policy, report: Report) -> list[Reason]:
     known = seed in policy.seeds
     said = f"seed {seed}" if known else f"the report was made with seed {seed}, the policy has {list(policy.seeds)}"
     return [Reason("seeds", PASS if known else UNDECIDED, said)]
+
+
+def _asked(policy: Policy, report: Report) -> list[Reason]:
+    """A report made elsewhere must have asked and matched as the policy says; how prompts are batched changes nothing."""
+    told = {key: value for key, value in (policy.asking or {}).items() if key not in ("batch_size", "limit")}
+    differing = [key for key, value in told.items() if report.settings.get(key) != value]
+    if not told:
+        return []
+    said = ", ".join(f"{key} {report.settings.get(key)}, the policy says {told[key]}" for key in differing)
+    return [Reason("asking", UNDECIDED if differing else PASS, said or "asked as the policy says")]
 
 
 def _required(name: str, report: Report) -> Reason:

@@ -48,7 +48,9 @@ class ClassifierJudge:
         names = [str(config.id2label[i]) for i in range(config.num_labels)]
         self._marked, self.refusals = _meaning(names, labels, self._many, judge_id)
         self.harm = not self.refusals
-        self._sides = getattr(config, "type_vocab_size", 0) > 1  # BERT and its like tell the two texts apart
+        # BERT and its like tell the two texts apart.
+        named = "token_type_ids" in self._tokenizer.model_input_names
+        self._sides = named and getattr(config, "type_vocab_size", 0) > 1
         self._longest = min(self._tokenizer.model_max_length, _positions(config))
 
     def rule(self, exchanges: Sequence[Exchange], progress: Progress) -> list[Ruling]:
