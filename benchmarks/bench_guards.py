@@ -23,7 +23,7 @@ from weightguard.guards.freeze_plus import FreezePlus
 from weightguard.guards.ml_lr import MlLr
 from weightguard.guards.rsn import Rsn
 from weightguard.guards.salora import SaLoRA
-from weightguard.neurons import Neurons, Part
+from weightguard.parts import Neurons, Part
 from weightguard.statistics.grams import Grams
 
 LIMIT = 1.05
