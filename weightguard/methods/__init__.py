@@ -13,15 +13,15 @@ METHODS = {
     "refit": "weightguard.methods.refit:Refit",
     "gradient-reset": "weightguard.methods.gradient_reset:GradientReset",
     "safe-lora": "weightguard.methods.safe_lora:SafeLora",
+    "restore": "weightguard.methods.restore:Restore",
     "safety-vector": "weightguard.methods.safety_vector:SafetyVector",
     "truncate": "weightguard.methods.truncate:Truncate",
     "realign": "weightguard.methods.realign:Realign",
     "magnitude": "weightguard.methods.magnitude:Magnitude",
-    "prune": "weightguard.methods.prune:Prune",
     "random": "weightguard.methods.random:Random",
-    "remove-ranks": "weightguard.methods.remove_ranks:RemoveRanks",
-    "restore": "weightguard.methods.restore:Restore",
     "scale": "weightguard.methods.scale:UniformScaling",
+    "prune": "weightguard.methods.prune:Prune",
+    "remove-ranks": "weightguard.methods.remove_ranks:RemoveRanks",
 }
 
 
