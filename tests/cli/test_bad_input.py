@@ -330,7 +330,7 @@ OPTIONS: dict[str, Case] = {
     ),
     "unknown method": usage(f"--method heal: unknown; methods are {METHODS}", *O, "--method", "heal"),
     "flag of another method": usage("--seed is not an option of --method magnitude", *M, *O, "--seed", "1"),
-    "flag of no method": usage("No such option '--ration'. Did you mean '--ratio'?", *M, *O, "--ration", "1"),
+    "flag of no method": usage("No such option '--zzzz'.", *M, *O, "--zzzz", "1"),
     "choice": usage(
         "Invalid value for '--target': 'bias' is not one of 'delta', 'weight', 'factor'.", *O, "--target", "bias"
     ),
