@@ -15,8 +15,10 @@ H = ["--harmful", "harmful.jsonl"]
 S = ["--stats", "stats"]
 M = ["--method", "magnitude", "--group", "row"]
 O = ["-o", "out"]  # noqa: E741
-METHODS = "antidote, refit, gradient-reset, safe-lora, restore, safety-vector, truncate, "
-METHODS += "realign, magnitude, random, scale, prune, remove-ranks"
+METHODS = (
+    "antidote, gradient-reset, magnitude, prune, random, realign, refit, remove-ranks, restore, safe-lora, "
+    "safety-vector, scale, truncate"
+)
 # what is done to the place, the command, the exit code, the line
 Case = tuple[Callable[[Any], object], list[str], int, str]
 
@@ -330,10 +332,11 @@ OPTIONS: dict[str, Case] = {
     ),
     "unknown method": usage(f"--method heal: unknown; methods are {METHODS}", *O, "--method", "heal"),
     "flag of another method": usage("--seed is not an option of --method magnitude", *M, *O, "--seed", "1"),
-    "flag of no method": usage("No such option '--zzzz'.", *M, *O, "--zzzz", "1"),
+    "flag of no method": usage("No such option '--grup'. Did you mean '--group'?", *M, *O, "--grup", "1"),
     "choice": usage(
         "Invalid value for '--target': 'bias' is not one of 'delta', 'weight', 'factor'.", *O, "--target", "bias"
     ),
+    "rank for a method without": usage("--rank is not an option of --method magnitude", *M, *O, "--rank", "1"),
     "delta without a reference": usage(
         "--target delta needs the aligned model; give --aligned", *M, *O, "--target", "delta"
     ),

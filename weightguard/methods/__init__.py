@@ -10,18 +10,18 @@ from weightguard.errors import UsageError
 
 METHODS = {
     "antidote": "weightguard.methods.antidote:Antidote",
-    "refit": "weightguard.methods.refit:Refit",
     "gradient-reset": "weightguard.methods.gradient_reset:GradientReset",
-    "safe-lora": "weightguard.methods.safe_lora:SafeLora",
-    "restore": "weightguard.methods.restore:Restore",
-    "safety-vector": "weightguard.methods.safety_vector:SafetyVector",
-    "truncate": "weightguard.methods.truncate:Truncate",
-    "realign": "weightguard.methods.realign:Realign",
     "magnitude": "weightguard.methods.magnitude:Magnitude",
-    "random": "weightguard.methods.random:Random",
-    "scale": "weightguard.methods.scale:UniformScaling",
     "prune": "weightguard.methods.prune:Prune",
+    "random": "weightguard.methods.random:Random",
+    "realign": "weightguard.methods.realign:Realign",
+    "refit": "weightguard.methods.refit:Refit",
     "remove-ranks": "weightguard.methods.remove_ranks:RemoveRanks",
+    "restore": "weightguard.methods.restore:Restore",
+    "safe-lora": "weightguard.methods.safe_lora:SafeLora",
+    "safety-vector": "weightguard.methods.safety_vector:SafetyVector",
+    "scale": "weightguard.methods.scale:UniformScaling",
+    "truncate": "weightguard.methods.truncate:Truncate",
 }
 
 

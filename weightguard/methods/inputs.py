@@ -55,7 +55,7 @@ class FromBehaviour:
 
     NAME: ClassVar[str]
     NEEDS: ClassVar[tuple[str, ...]] = ("safety", "benign")
-    target: ClassVar[str] = "delta"
+    target = "delta"  # not a field: there is no other
 
     scope: str = option("all", "roles to edit: all, or for example q,k,v")
     judge: str = option(

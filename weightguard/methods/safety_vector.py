@@ -27,7 +27,7 @@ class SafetyVector:
     PAPER: ClassVar[str] = "arXiv:2402.11746"
     NEEDS: ClassVar[tuple[str, ...]] = ("unaligned",)
     STRENGTH: ClassVar[tuple[str, ...]] = ("alpha",)
-    target: ClassVar[str] = "delta"
+    target = "delta"  # not a field: there is no other
 
     alpha: Decimal | float | str | None = option(None, "how much of the alignment direction is added [default: 0.5]")
     vector_rank: int | None = option(None, "add its leading directions only, this many [default: all of it]")

@@ -24,7 +24,7 @@ class Truncate:
     PAPER: ClassVar[str] = "comparator"
     NEEDS: ClassVar[tuple[str, ...]] = ()
     STRENGTH: ClassVar[tuple[str, ...]] = ()
-    target: ClassVar[str] = "delta"
+    target = "delta"  # not a field: there is no other
 
     strength: Decimal | float | str | None = option(None, "share of the singular directions that is dropped")
     scope: str = option("all", "roles to edit: all, or for example q,k,v")
