@@ -95,7 +95,7 @@ class Place:
         self.capture.readouterr()
         code = main([str(a) for a in arguments])
         said = self.capture.readouterr()
-        stages = "read write verify compare calibrate strength gradients select digest perturb answer"
+        stages = "read write verify compare calibrate strength gradients select digest perturb ablate answer"
         progress = tuple(f"{stage}: " for stage in stages.split())
         return code, said.out, [line for line in said.err.splitlines() if not line.startswith(progress)]
 

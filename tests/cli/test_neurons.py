@@ -249,6 +249,8 @@ def test_one_line_and_nothing_written(case: str, ready: Any) -> None:
 @pytest.mark.parametrize(
     "options",
     [[], ["--score", "snip", "--group", "row"], ["--units", "rows"], ["--kind", "freeze-plus"], ["--rank"],
+     ["--kind", "freeze-plus", "--units", "heads", "--group", "global", "--top-safety", "0.5",
+      "--top-utility", "0.5", "--effect", "ablation"],
      ["--kind", "rsn", "--top-safety", "0.5"]],
 )  # fmt: skip
 def test_a_search_says_what_it_found_and_how_to_do_it_again(options: list[str], ready: Any) -> None:

@@ -26,19 +26,46 @@ def spread(subject, units: dict[str, numpy.ndarray]) -> dict[str, numpy.ndarray]
     }
 
 
-def test_the_effect_is_the_slope_of_the_loss(subject, naive) -> None:
-    """Taking a little of a unit away changes each sample's loss by as much as the effect says."""
+def material_of(it):
+    """What a kind is given, in float64."""
     from weightguard.api.collect import Running
     from weightguard.api.locating import Sets, _material
     from weightguard.api.subject import open_subject
-    from weightguard.locate.effects import mean_effects
     from weightguard.locate.freeze_plus import FreezePlus
+
+    opened = open_subject(str(it.path), search=False)
+    running = Running(dtype="float64", threads=1)
+    return _material(FreezePlus(), opened, opened.named, Sets(**it.files), running, [], lambda *_: None, None)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_ablation_is_the_rise_of_the_loss_without_the_unit(family: str, subject, naive) -> None:
+    from weightguard.locate.effects import ablation_effects
+    from weightguard.locate.units import unit_groups
+
+    it = subject(family)
+    material = material_of(it)
+    weights = {name: material.weight(name).detach().clone() for name in it.linears}
+    rows = naive.rows_of(it.path, it.files["safety"])
+    for units in ("heads", "rows"):
+        groups = dict(list(unit_groups(material, units).items())[-1:])
+        found = ablation_effects(material, "safety", groups)
+        [(name, group)] = groups.items()
+        for unit in (0, group.count - 1):
+            with_it, without = (_losses(it, naive, rows, group, unit, factor) for factor in (1, 0))
+            assert found[name][unit] == pytest.approx((without - with_it).mean(), rel=1e-4, abs=1e-6)
+    import torch
+
+    assert all(torch.equal(material.weight(name), before) for name, before in weights.items())
+
+
+def test_the_effect_is_the_slope_of_the_loss(subject, naive) -> None:
+    """Taking a little of a unit away changes each sample's loss by as much as the effect says."""
+    from weightguard.locate.effects import mean_effects
     from weightguard.locate.units import unit_groups
 
     it = subject("llama")
-    opened = open_subject(str(it.path), search=False)
-    running = Running(dtype="float64", threads=1)
-    material = _material(FreezePlus(), opened, opened.named, Sets(**it.files), running, [], lambda *_: None, None)
+    material = material_of(it)
     groups = unit_groups(material, "heads")
     found = mean_effects(material, "safety", groups)
     rows, step = naive.rows_of(it.path, it.files["safety"]), 3e-3  # the model's norms round to float32
@@ -57,6 +84,7 @@ def _losses(it, naive, rows, group, unit: int, factor: float) -> numpy.ndarray:
         chosen = torch.tensor(member.owner == unit)
         mask[chosen if member.form == "rows" else (slice(None), chosen)] = True
         weight = naive.module_of(model, name).weight
+        mask = mask.T if it.linears[name].transposed else mask
         weight.data = torch.where(mask, weight.data * factor, weight.data)
     with torch.no_grad():
         return numpy.array([float(naive.loss(model, *row)) for row in rows])

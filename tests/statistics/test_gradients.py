@@ -14,6 +14,7 @@ from weightguard.data import Encoded
 from weightguard.errors import DataError
 from weightguard.statistics.gradients import absolute_gradients, predicted, row_gradients
 from weightguard.statistics.loading import load_model
+from weightguard.statistics.losses import answer_losses
 from weightguard.statistics.probe import fit_probe, last_states
 
 FAMILIES = ("llama", "qwen3", "gemma2", "phi3", "gpt2")
@@ -124,6 +125,17 @@ def test_a_row_that_is_too_long_is_named(checkpoint) -> None:
     row = Encoded(numpy.ones(65, int), numpy.ones(65, bool), 9)
     with pytest.raises(DataError, match="row 9 of the data has 65 tokens"):
         absolute_gradients(load_model(source), source.config, linears, [row], lambda *_: None)
+
+
+def test_losses_in_one_pass_are_those_of_each_row(checkpoint) -> None:
+    source, _ = opened(checkpoint("gemma2"))
+    model, rows = load_model(source, dtype="float64"), [row for row in drawn(7) if predicted(row)]
+    found = answer_losses(model, rows, batch_tokens=40)
+    for row, loss in zip(rows, found, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor(row.ids)[None]).logits[0]
+        each = [torch.logsumexp(logits[at - 1], 0) - logits[at - 1, int(row.ids[at])] for at in predicted(row)]
+        assert float(loss) == pytest.approx(float(sum(each)) / len(each), rel=1e-6)
 
 
 def test_last_states_are_those_of_the_last_token_in_the_order_of_the_rows(checkpoint) -> None:

@@ -2,8 +2,9 @@
 
 Published: safety-critical, utility-critical, complex (both) and redundant units (neither), found by structured pruning;
 freezing the safety-critical units and a part of the complex ones keeps safety through fine-tuning. Our reading: the
-effect of a unit on a data set is its mean first-order effect on the loss of the answers (see `effects`), "critical" is to
-lie in the top share of its tensor or layer, and the shares, as well as how much of the complex units counts, are options.
+effect of a unit on a data set is what it does to the loss of the answers (see `effects`: to first order, or by ablation),
+"critical" is to lie in the top share of its tensor or layer, and the shares, as well as how much of the complex units
+counts, are options.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from weightguard.errors import DataError, UsageError
-from weightguard.locate.effects import mean_effects
+from weightguard.locate.effects import ablation_effects, mean_effects
 from weightguard.locate.material import Found, Material
 from weightguard.locate.units import UNITS, counted_units, top_units, unit_groups, unit_parts
 from weightguard.options import as_share, option
@@ -35,6 +36,8 @@ class FreezePlus:
     TOKENS: ClassVar[str] = "response"
 
     units: str = option("rows", "whole rows and columns, or attention heads", UNITS)
+    effect: str = option("first-order", "first-order: one backward pass a sample; ablation: take every unit out in turn",
+                         ("first-order", "ablation"))  # fmt: skip
     top_safety: Decimal | float | str = option("0.1", "share of the units that counts as critical on --safety data")
     top_utility: Decimal | float | str = option("0.1", "share of the units that counts as critical on --utility data")
     group: str = option("matrix", "shares of each tensor (heads: of each layer), or of all units", ("matrix", "global"))
@@ -72,9 +75,10 @@ class FreezePlus:
         import numpy
 
         groups = unit_groups(material, self.units)
-        effects = mean_effects(material, "safety", groups)
+        measured = ablation_effects if self.effect == "ablation" else mean_effects
+        effects = measured(material, "safety", groups)
         safety = top_units(effects, as_share(self.top_safety, "top-safety"), self.group, "top-safety")
-        useful = mean_effects(material, "utility", groups)
+        useful = measured(material, "utility", groups)
         utility = top_units(useful, as_share(self.top_utility, "top-utility"), self.group, "top-utility")
         types = typed(safety, utility)
         counts = {name: counted_units(material, groups, masks) for name, masks in types.items()}
