@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +129,20 @@ def test_an_adapter_is_no_start(here: Any) -> None:
     assert here.run(*RUN, "--lora", "r=2", "-o", "adapter")[0] == 0
     code, _, lines = here.run("finetune", "adapter", "--data", "harmful.jsonl", "-o", "again")
     assert code == 2 and "starts from a full model" in lines[-1] and not Path("again").exists()
+
+
+@pytest.mark.full
+def test_after_a_kill_it_goes_on_to_the_same_bytes(here: Any) -> None:
+    line = ["finetune", "tuned", "--data", "harmful.jsonl", "--steps", "3000", "--save-every", "50", "--threads", "1"]
+    command = [sys.executable, "-m", "weightguard", *line, "-o", "new"]
+    state = Path(".new.weightguard-training")
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as running:
+        while not state.exists() and running.poll() is None:
+            time.sleep(0.01)
+        running.kill()
+    assert state.exists() and not Path("new").exists()
+    assert here.run(*line, "-o", "new")[0] == 4
+    assert here.run(*line, "-o", "new", "--resume", "--seed", "7")[0] == 3
+    assert here.run(*line, "-o", "new", "--resume")[0] == 0 and not state.exists()
+    assert here.run(*line, "-o", "whole")[0] == 0
+    assert Path("new/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()

@@ -237,6 +237,25 @@ def test_what_was_measured_survives_a_file(model, linears) -> None:
     assert all(torch.equal(again.starts[n].safety, s.safety) for n, s in guard.starts.items())
 
 
+def test_inside_a_trainer_that_saves_on_the_way(model, linears, tmp_path: Path) -> None:
+    """A stock Trainer's own checkpoint of a run at work is an adapter that keeps the promise over the untouched base."""
+    import peft
+    from transformers import Trainer, TrainingArguments
+
+    found = adapt(model, linears)
+    rows = [{"input_ids": torch.arange(i, i + 6), "labels": torch.arange(i, i + 6)} for i in range(12)]
+    arguments = TrainingArguments(tmp_path, max_steps=6, save_steps=4, per_device_train_batch_size=3, learning_rate=1e-2,
+                                  weight_decay=0.3, report_to=[], disable_tqdm=True, use_cpu=True)  # fmt: skip
+    callback = found.guard.trainer_callback()
+    Trainer(model=found.adapted, args=arguments, train_dataset=rows, callbacks=[callback]).train()
+    loaded = peft.PeftModel.from_pretrained(copy.deepcopy(found.base), tmp_path / "checkpoint-4")
+    for each in (loaded, found.adapted):
+        assert distance(logits(each), logits(found.base)) > 1e-3
+        for name, (a, b) in factors(each).items():
+            v = found.guard.starts[next(t for t in found.shapes if t.removesuffix(".weight") in name)].safety
+            assert (v.T @ b.double() @ a.double()).abs().max() <= 1e-6
+
+
 def test_nothing_dense_is_made(model, linears, train) -> None:
     """No tensor of shape (out, out) comes up while it trains, other than weights that have that shape."""
     from torch.utils._python_dispatch import TorchDispatchMode

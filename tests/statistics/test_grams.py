@@ -92,19 +92,31 @@ def test_any_batch_size_and_some_layers_only(source: Checkpoint) -> None:
     assert all(torch.equal(second.gram(name), whole.gram(name)) for name in second.keys)
 
 
-def test_directions_are_the_right_singular_vectors_of_the_outputs() -> None:
+@pytest.mark.parametrize("shape", [(20, 12), (12, 20), (16, 16)])
+def test_directions_are_the_right_singular_vectors_of_the_outputs(shape: tuple[int, int]) -> None:
     torch.manual_seed(1)
-    x, weight = torch.randn(300, 12, dtype=torch.float64), torch.randn(20, 12)
-    y = x @ weight.double().T
-    _, values, vectors = torch.linalg.svd(y, full_matrices=False)
+    x, weight = torch.randn(300, shape[1], dtype=torch.float64), torch.randn(shape)
+    _, values, vectors = torch.linalg.svd(x @ weight.double().T, full_matrices=False)
     found = top_directions(weight, x.T @ x, 5)
-    assert found.shape == (20, 5) and found.dtype == torch.float64
+    assert found.shape == (shape[0], 5) and found.dtype == torch.float64
     assert (found.T @ found - torch.eye(5)).abs().max() < 1e-12
     assert (found @ found.T - vectors[:5].T @ vectors[:5]).abs().max() < 1e-9
-    assert torch.allclose(spectrum(weight, x.T @ x)[0][:12], values[:12] ** 2, rtol=1e-10)
+    least = min(shape)
+    assert torch.allclose(spectrum(weight, x.T @ x)[0], values[:least] ** 2, rtol=1e-9)
     sizes = found.abs().argmax(0)
     assert all(found[sizes[i], i] > 0 for i in range(5))
     assert torch.equal(found, top_directions(weight, x.T @ x, 5))
+
+
+@pytest.mark.parametrize("shape", [(20, 12), (12, 20)])
+def test_data_that_span_few_directions_still_give_orthonormal_ones(shape: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    x, weight = torch.randn(3, shape[1], dtype=torch.float64), torch.randn(shape)
+    values, vectors = spectrum(weight, x.T @ x)
+    assert (vectors.T @ vectors - torch.eye(12)).abs().max() < 1e-12
+    assert (values[3:] <= 1e-9 * values[0]).all()
+    y = x @ weight.double().T
+    assert (y - y @ vectors[:, :3] @ vectors[:, :3].T).norm() <= 1e-9 * y.norm()
 
 
 @pytest.mark.parametrize("k", [0, -1, 13])

@@ -17,18 +17,26 @@ Progress = Callable[[str, int, int], None]
 BUDGET = 4 << 30  # bytes of Gram matrices held at once; more layers than fit are another forward pass
 
 
-def measured(job: Job, model: Any, data: EncodedSet, progress: Progress) -> Any:
-    """The job's guard with a start for every adapted tensor; `data`, the training rows, stand in for --utility."""
-    import dataclasses
-
+def material(job: Job, model: Any, data: EncodedSet, progress: Progress) -> tuple[EncodedSet, EncodedSet]:
+    """(safety rows, task rows) as token ids; what they are goes into the job's records."""
     from weightguard.data import check_vocabulary
-    from weightguard.statistics.grams import collect_grams
     from weightguard.statistics.loading import vocabulary_rows
 
-    assert job.lora is not None
-    safety, task = _safety(job, model, progress), _task(job, data)
-    for each in (safety, task):
+    found = {"safety": _safety(job, model, progress), "task": _task(job, data)}
+    for role, each in found.items():
         check_vocabulary(each, vocabulary_rows(model))
+        job.records[role] = {"source": each.source, "sha256": each.sha256, "rows": len(each.rows),
+                             "counted_tokens": each.counted_tokens}  # fmt: skip
+    return found["safety"], found["task"]
+
+
+def measured(job: Job, model: Any, safety: EncodedSet, task: EncodedSet, progress: Progress) -> Any:
+    """The job's guard with a start for every adapted tensor."""
+    import dataclasses
+
+    from weightguard.statistics.grams import collect_grams
+
+    assert job.lora is not None
     config, named = job.subject.model.config, job.subject.named
     linears = {name: named[name] for name in job.tensors}
     starts: dict[str, Any] = {}

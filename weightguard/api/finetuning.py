@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,10 @@ class Finetuned:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that was asked for, checked as far as it can be without a model."""
+    """Everything that was asked for, checked as far as it can be without a model.
+
+    notes: said to the user as they come. records: what a guard measured on, by role, for the manifest.
+    """
 
     subject: Subject
     guard: Any
@@ -80,7 +83,8 @@ class Job:
     sources: Sources
     output: Output
     running: Running
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
+    records: dict[str, Any] = field(default_factory=dict)
 
     @property
     def guard_name(self) -> str | None:
@@ -123,7 +127,7 @@ def _job(
     running: Running,
     offline: bool,
 ) -> Job:
-    from weightguard.rewrite import check_apart, check_companions, check_target
+    from weightguard.rewrite import check_apart, check_companions, check_space, check_target
     from weightguard.training.lora import Lora, parse_lora, targeted
 
     asked = parse_lora(lora) if lora is not None else Lora() if guard == "salora" else None
@@ -138,10 +142,16 @@ def _job(
         raise UsageError(f"{reference}: fine-tuning starts from a full model; merge the adapter into its base first")
     check_apart(output.out, subject.inputs)
     check_companions(subject.model)
+    check_space(output.out.parent, _space(subject) if asked is None else 0)
     shapes = {name: subject.model.info(name).shape for name in subject.named}
     tensors = () if asked is None else tuple(targeted(asked, subject.named, shapes))
     chosen = _guard(guard, options, sources, subject)
-    return Job(subject, chosen, asked, tensors, settled, sources, output, running, [])
+    return Job(subject, chosen, asked, tensors, settled, sources, output, running)
+
+
+def _space(subject: Subject) -> int:
+    """Bytes of the output, and of a state with the weights and two moments in float32."""
+    return sum(info.nbytes + 12 * info.numel for info in subject.model.tensors.values())
 
 
 def _check_running(running: Running, output: Output) -> None:
@@ -161,17 +171,11 @@ def _guard(name: str | None, options: Mapping[str, Any], sources: Sources, subje
             raise UsageError(f"--{given[0].replace('_', '-')} is for a guard; give --guard")
         return None
     cls = guard_class(name)
-    for key, roles in {"neurons": ("neurons",), "safety": ("safety", "utility")}.items():
-        for role in roles:
-            if getattr(sources, role) is not None and key not in cls.NEEDS:
-                raise UsageError(f"--{role} is not used by --guard {name}")
+    for role, need in (("neurons", "neurons"), ("safety", "safety"), ("utility", "safety")):
+        if getattr(sources, role) is not None and need not in cls.NEEDS:
+            raise UsageError(f"--{role} is not used by --guard {name}")
     if "neurons" not in cls.NEEDS:
-        made = configured(cls, f"--guard {name}", options)
-        if (made.start, made.export) == ("zero", "residual"):
-            raise UsageError(
-                "--export residual rewrites the base by what --start task begins with; leave one of them out"
-            )
-        return made
+        return _salora(cls, options)
     if sources.neurons is None:
         raise UsageError(f"--guard {name} needs --neurons; make them with weightguard neurons")
     from weightguard.parts import Neurons
@@ -181,6 +185,13 @@ def _guard(name: str | None, options: Mapping[str, Any], sources: Sources, subje
         raise UsageError(f"--neurons {sources.neurons}: marks no tensor, so there is nothing to guard")
     neurons.check_fits(subject.model)
     return configured(cls, f"--guard {name}", {**options, "neurons": neurons})
+
+
+def _salora(cls: Any, options: Mapping[str, Any]) -> Any:
+    made = configured(cls, "--guard salora", options)
+    if (made.start, made.export) == ("zero", "residual"):
+        raise UsageError("--export residual rewrites the base by what --start task begins with; leave one of them out")
+    return made
 
 
 def _trained(job: Job, found: EncodedSet, progress: Progress) -> tuple[Any, tuple[float, ...], Any, StateFile]:
@@ -196,9 +207,7 @@ def _trained(job: Job, found: EncodedSet, progress: Progress) -> tuple[Any, tupl
         dtype = "float32" if autocast is not None else job.running.dtype
         model = load_model(job.subject.model, dtype=dtype, device=job.running.device)
         check_vocabulary(found, vocabulary_rows(model))
-        state = _state(job, found)
-        model, guard = _prepared(job, model, found, state, progress)
-        state = dataclasses.replace(state, extras=guard.tensors() if job.guard_name == "salora" else {})
+        model, guard, state = _prepared(job, model, found, progress)
         losses = train(
             model, job.subject.model.config, found.rows, job.recipe, _with_loss(progress),
             guard=guard, autocast=autocast, state=state, resume=job.output.resume,
@@ -216,7 +225,9 @@ def _state(job: Job, found: EncodedSet) -> StateFile:
     steps = job.recipe.step_count(len(found.rows))
     every = job.output.save_every or max(1, steps // SAVES)
     facts = {k: v for k, v in facts_of(found, job.subject, job.running).items() if k != "total_tokens"}
-    said = {**facts, "recipe": dataclasses.asdict(job.recipe), **_choices(job), "sources": _source_digests(job)}
+    neurons = getattr(job.guard, "neurons", None)
+    said = {**facts, "recipe": dataclasses.asdict(job.recipe), **_choices(job), **job.records}
+    said["neurons"] = None if neurons is None else neurons.digest()
     return StateFile(job.output.state, _plain(said), every)
 
 
@@ -225,15 +236,6 @@ def _plain(said: Mapping[str, Any]) -> dict[str, Any]:
     import json
 
     return json.loads(json.dumps(said, default=str))
-
-
-def _source_digests(job: Job) -> dict[str, Any]:
-    neurons = getattr(job.guard, "neurons", None)
-    return {
-        "neurons": None if neurons is None else neurons.digest(),
-        "safety": job.sources.safety,
-        "utility": job.sources.utility,
-    }
 
 
 def _choices(job: Job) -> dict[str, Any]:
@@ -248,25 +250,31 @@ def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _prepared(job: Job, model: Any, found: EncodedSet, state: StateFile, progress: Progress) -> tuple[Any, Any]:
-    """(the model with what is to be trained, the guard with what it had to measure)."""
+def _prepared(job: Job, model: Any, found: EncodedSet, progress: Progress) -> tuple[Any, Any, StateFile]:
+    """(the model with what is to be trained, the guard with what it had to measure, the state file of the run)."""
     from weightguard.training.lora import adapted
 
-    if job.lora is None:
-        return model, job.guard
-    salora = job.guard_name == "salora"
-    guard = job.guard
-    if salora and job.output.resume:
-        guard = guard.with_tensors(state.check().extras)
-    elif salora:
-        from weightguard.api.directions import measured
+    if job.guard_name == "salora":
+        return _with_directions(job, model, found, progress)
+    if job.lora is not None:
+        model = adapted(model, job.lora, job.tensors, _base_name(job.subject), job.recipe.seed)
+    return model, job.guard, _state(job, found)
 
-        guard = measured(job, model, found, progress)
-    wanted = job.lora.doubled() if salora and guard.halves == 2 else job.lora
+
+def _with_directions(job: Job, model: Any, found: EncodedSet, progress: Progress) -> tuple[Any, Any, StateFile]:
+    """The same for SaLoRA; a run that goes on takes the directions it was begun with."""
+    from weightguard.api.directions import material, measured
+    from weightguard.training.lora import adapted
+
+    assert job.lora is not None
+    safety, task = material(job, model, found, progress)
+    state = _state(job, found)
+    begun = state.check().extras if job.output.resume else None
+    guard = measured(job, model, safety, task, progress) if begun is None else job.guard.with_tensors(begun)
+    wanted = job.lora.doubled() if guard.halves == 2 else job.lora
     model = adapted(model, wanted, job.tensors, _base_name(job.subject), job.recipe.seed)
-    if salora and not job.output.resume:
-        guard.initialise(model)
-    return model, guard
+    guard.initialise(model)
+    return model, guard, dataclasses.replace(state, extras=guard.tensors())
 
 
 def _base_name(subject: Subject) -> str:
@@ -304,7 +312,7 @@ def _facts(job: Job, found: EncodedSet, losses: tuple[float, ...], guard: Any) -
     if neurons is not None:
         facts["neurons"] = {"sha256": neurons.digest(), "kind": neurons.kind, "tensors": len(neurons.parts)}
     if getattr(guard, "starts", None):
-        facts["salora"] = {name: dict(start.facts) for name, start in guard.starts.items()}
+        facts["salora"] = {**job.records, "modules": {name: dict(start.facts) for name, start in guard.starts.items()}}
     return facts
 
 

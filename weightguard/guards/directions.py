@@ -56,7 +56,7 @@ def _facts(
     """
     cosines = torch.linalg.svdvals(v_s.T @ v_t).clamp(0, 1)
     angles = torch.rad2deg(torch.acos(cosines))
-    last, following = float(values[r_s - 1]), float(values[r_s])
+    last, following = float(values[r_s - 1]), float(values[r_s]) if r_s < len(values) else 0.0
     return {
         "spectral_gap": 1 - following / last if last > 0 else 0.0,
         "safety_energy": float(values[:r_s].sum() / values.sum()) if last > 0 else 1.0,

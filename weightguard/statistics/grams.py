@@ -70,13 +70,23 @@ def _add(sums: dict[str, torch.Tensor], key: str, inputs: torch.Tensor, counted:
 
 
 def spectrum(weight: torch.Tensor, gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvalues (out,), descending and >= 0, and eigenvectors (out, out) as columns of W G Wᵀ, float64.
+    """The m = min(out, in) largest eigenvalues (m,), descending and >= 0, and their eigenvectors (out, m) of W G Wᵀ.
 
-    weight (out, in), any float dtype; gram float64 (in, in). The largest entry of every vector is positive.
+    weight (out, in), any float dtype; gram float64 (in, in); all float64. The largest entry of every vector is positive.
     """
     wide = weight.detach().cpu().double()
-    values, vectors = torch.linalg.eigh(wide @ gram @ wide.T)
+    values, vectors = _tall(wide, gram) if wide.shape[0] > wide.shape[1] else torch.linalg.eigh(wide @ gram @ wide.T)
     return values.flip(0).clamp(min=0), with_fixed_signs(vectors.flip(1))
+
+
+def _tall(weight: torch.Tensor, gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, ascending, by way of (in, in): with G = R Rᵀ the eigenvectors are the left singular vectors of W R."""
+    values, vectors = torch.linalg.eigh(gram)
+    half = weight @ (vectors * values.clamp(min=0).sqrt())
+    values, vectors = torch.linalg.eigh(half.T @ half)
+    # The columns of `half @ vectors` are orthogonal but for rounding, where they are as good as zero too.
+    units, _ = torch.linalg.qr((half @ vectors).flip(1))
+    return values, units.flip(1)
 
 
 def top_directions(weight: torch.Tensor, gram: torch.Tensor, k: int) -> torch.Tensor:
