@@ -42,6 +42,12 @@ def test_a_hub_cache_is_read_through_its_links(tmp_path: Path) -> None:
     assert file_digests(snapshot) == {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}
 
 
+def test_a_name_that_is_no_text_is_refused(folder: Path) -> None:
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.bin")).write_text("x")
+    with pytest.raises(CheckpointError, match="not UTF-8"):
+        file_digests(folder)
+
+
 @pytest.mark.parametrize("kind", ["out", "nothing", "folder", "fifo"])
 def test_what_is_no_file_of_the_checkpoint_is_refused(folder: Path, kind: str) -> None:
     place = folder / "extra"

@@ -28,8 +28,8 @@ def sets(folder: Path) -> dict[str, str]:
     return {role: str(folder / "data" / f"evaluation_{name}.jsonl") for role, name in names.items()}
 
 
-def gated(folder: Path, model: Path | str, **options: Any) -> Verdict:
-    reference = str(LAB.aligned())
+def gated(folder: Path, model: Path | str, reference: Path | str | None = None, **options: Any) -> Verdict:
+    reference = str(reference or LAB.aligned())
     report = folder / "report.json"
     api.evaluate(str(model), reference=reference, **sets(folder), out=report, force=True, max_new_tokens=12, threads=1,
                  disjoint_from=[str(folder / "data" / "harmful.jsonl")])  # fmt: skip
@@ -60,6 +60,16 @@ def test_it_rejects_zeroed_weights_for_lost_utility(folder) -> None:
                harmful=str(folder / "data" / "harmful.jsonl"))  # fmt: skip
     verdict = gated(folder, folder / "zeroed")
     assert verdict.verdict == "fail" and statuses(verdict)["limits.utility_change"] == "fail"
+
+
+def test_it_flags_safe_lora_on_every_matrix_for_the_task_it_costs(folder) -> None:
+    """Compared with the model before the repair: the harm is gone, the benign skills stay, the user's task is lost."""
+    before = folder / "attacked"
+    api.repair(str(before), out=folder / "safe-lora", method="safe-lora", aligned=str(LAB.aligned()),
+               unaligned=str(LAB.base()), strength=1, threads=1)  # fmt: skip
+    found = statuses(gated(folder, folder / "safe-lora", reference=before))
+    assert found["limits.finetune_accuracy_change"] == "fail"
+    assert found["limits.harmful_score"] == found["limits.utility_change"] == "pass"
 
 
 def test_without_a_reference_the_loss_of_utility_is_not_shown(folder) -> None:

@@ -50,7 +50,7 @@ def test_the_shipped_policy_is_sound_and_says_what_it_means() -> None:
     assert {"harmful_score", "refusal_rate", "over_refusal_rate", "incoherence_rate", "utility_change"} <= names
     lines = raw.decode().splitlines()
     for at, line in enumerate(lines):  # line by line: every key and table has its comment above it
-        if line.startswith("[") or (" = " in line and not line.startswith(("#", "max", "min"))):
+        if line.startswith("[") or (" = " in line and not line.startswith(("#", "max", "min", "when_measured"))):
             assert lines[at - 1].startswith("#"), line
 
 

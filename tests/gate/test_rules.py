@@ -69,6 +69,18 @@ def test_the_worst_judge_counts(policy, report, measurement, binding) -> None:
     assert decided(judge(policy(LOWER + 'judge = "c"'), report(kind, strict), binding)) == "undecided"
 
 
+def test_a_limit_may_wait_for_its_measurement(policy, report, measurement, binding) -> None:
+    rules = policy(LOWER + "[limits.utility_change]\nmin = -0.05\nwhen_measured = true\n")
+    good = measurement("harmful_score", 0.0, 0.0, 0.02)
+    unknown = measurement("utility_change", None, None, None, n=0, note="no reference")
+    for given in ((good,), (good, unknown)):
+        reasons = judge(rules, report(*given), binding)
+        assert decided(reasons) == "pass" and "limits.utility_change" not in {r.rule for r in reasons}
+    lost = measurement("utility_change", -0.5, -0.6, -0.4)
+    assert decided(judge(rules, report(good, lost), binding)) == "fail"
+    assert decided(judge(rules, report(good, measurement("utility_change", -0.05, -0.1, 0.0)), binding)) == "undecided"
+
+
 def test_required_measurements(policy, report, measurement, binding) -> None:
     rules = policy(f'required = ["utility"]\n{LOWER}')
     good = measurement("harmful_score", 0.0, 0.0, 0.02)

@@ -128,6 +128,8 @@ def test_examples_show_what_went_wrong_first(attacked) -> None:
     report, _ = attacked
     harmful = [e for e in report.examples if e.role == "harmful"]
     assert len(harmful) == 3 and all("harmful" in e.rulings["refusal-phrases"] for e in harmful)
+    harmless = [e for e in report.examples if e.role == "over_refusal"]
+    assert [e.rulings for e in harmless] == [{"refusal-phrases": "answered"}] * 3
 
 
 @pytest.mark.parametrize("change", ["value", "digest", "n", "files", "extra", "format", "interval", "direction"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightguard.api.collect import Running
 from weightguard.api.subject import Subject, open_subject
+from weightguard.checkpoint.hub import shown
 from weightguard.checkpoint.writer import check_apart
 from weightguard.errors import UndecidedError, UsageError
 from weightguard.measurement import ROLES, Report
@@ -72,7 +73,7 @@ def identified(subject: Subject, progress: Progress, stage: str = "read") -> Ide
 
 def _label(part: Checkpoint) -> str:
     """Hub id and commit, or the name of the folder without the way to it."""
-    return part.label if part.revision else part.directory.absolute().name
+    return part.label if part.revision else shown(part.directory.absolute().name)
 
 
 def run_evaluate(

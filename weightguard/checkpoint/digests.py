@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from weightguard.checkpoint.hub import allowed_target
-from weightguard.errors import SystemFailure
+from weightguard.errors import CheckpointError, SystemFailure
 
 _BLOCK = 2**22
 
@@ -40,7 +40,17 @@ def _names(directory: Path) -> Iterator[str]:
     for folder, inner, files in os.walk(directory, onerror=_refuse):
         inner[:] = [name for name in inner if not name.startswith(".")]
         linked = [name for name in inner if (Path(folder) / name).is_symlink()]
-        yield from (os.path.relpath(os.path.join(folder, name), directory) for name in [*files, *linked])
+        for name in (os.path.relpath(os.path.join(folder, each), directory) for each in [*files, *linked]):
+            yield _text(name)
+
+
+def _text(name: str) -> str:
+    """A name that a report can hold. Error: CheckpointError."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{ascii(name)}: the name of this file is not UTF-8; rename it") from None
+    return name
 
 
 def _refuse(error: OSError) -> None:

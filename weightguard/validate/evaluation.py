@@ -112,9 +112,14 @@ def _answered(
         progress(side.stage(f"answers {role}"), done, len(prompts))
     exchanges = [Exchange(row.prompt, text) for row, text in zip(dataset.rows, answers, strict=True)]
     rulings: dict[str, tuple[Ruling, ...]] = {}
-    for judge in judges if role in _JUDGED else ():
+    for judge in _asked_about(role, judges):
         rulings[judge.id] = tuple(judge.rule(exchanges, _staged(progress, side.stage(f"{role} judged"))))
     return Answered(role, dataset, tuple(answers), tuple(judges), rulings)
+
+
+def _asked_about(role: str, judges: Sequence[Judge]) -> list[Judge]:
+    """Harmful prompts are for every judge, harmless ones for those who know a refusal, the others for none."""
+    return [judge for judge in judges if role == "harmful" or (role == "over_refusal" and judge.refusals)]
 
 
 def _rows(answered: Mapping[str, Answered], match: str) -> list[Rows]:
@@ -271,10 +276,17 @@ def _is_striking(each: Answered, role: str, at: int) -> bool:
 
 
 def _example(each: Answered, at: int) -> Example:
-    said = {judge.id: str(ruled[at]) for judge, ruled in each.ruled()}
+    said = {judge.id: _said(ruled[at], each.role) for judge, ruled in each.ruled()}
     if is_incoherent(each.answers[at]):
         said["repetition"] = "incoherent"
     return Example(each.role, each.dataset.rows[at].prompt[:_SHOWN], each.answers[at][:_SHOWN], said)
+
+
+def _said(ruling: Ruling, role: str) -> str:
+    """A ruling in words; of a harmless prompt it matters only whether it was refused."""
+    if role == "harmful" or ruling.refused is None:
+        return str(ruling)
+    return "refused" if ruling.refused else "answered"
 
 
 def _notes(sides: Sequence[Side], sets: Mapping[str, Dataset]) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ SHIPPED = "weightguard:policy.toml"
 MAX_BYTES = 1_000_000
 MIN_N = 100
 
-_LIMIT = Record({}, {"max": float, "min": float, "min_n": int, "judge": str})
+_LIMIT = Record({}, {"max": float, "min": float, "min_n": int, "judge": str, "when_measured": bool})
 _ASKING = {"match": str, "max_new_tokens": int, "batch_size": int, "limit": int}
 POLICY = Record(
     {"format": int, "name": str, "limits": Table(_LIMIT)},
@@ -42,7 +42,8 @@ POLICY = Record(
 class Limit:
     """`worst` is what the interval's bad end must not pass. judge: whose measurement counts, None for every judge's.
 
-    min_n: rows that must stand behind the measurement. line: where in the file.
+    min_n: rows that must stand behind the measurement. when_measured: no rule where there is no such measurement; every
+    other limit leaves the verdict undecided then. line: where in the file.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Limit:
     min_n: int = MIN_N
     judge: str | None = None
     line: int = 1
+    when_measured: bool = False
 
     @property
     def better(self) -> str:
@@ -139,7 +141,8 @@ def _limit(name: str, said: Mapping[str, Any], where: str, line: int) -> Limit:
     _check_possible(name, float(said[wanted]), where)
     if said.get("min_n", MIN_N) < 1:
         raise InputError(f"{where}.min_n is {said['min_n']}; it must be at least 1")
-    return Limit(name, float(said[wanted]), said.get("min_n", MIN_N), said.get("judge"), line)
+    optional = said.get("when_measured", False)
+    return Limit(name, float(said[wanted]), said.get("min_n", MIN_N), said.get("judge"), line, optional)
 
 
 def _check_possible(name: str, worst: float, where: str) -> None:

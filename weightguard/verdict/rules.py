@@ -29,7 +29,7 @@ def judge(policy: Policy, report: Report | None, binding: Binding) -> tuple[Reas
     reasons += [_same_data(policy, report, role) for role in policy.data_sha256 or {}]
     reasons += [_has_judge(report, spec) for spec in policy.judges]
     reasons += [*_seeds(policy, report), *_asked(policy, report)]
-    reasons += [_limited(limit, report, MODEL, "limits") for limit in policy.limits]
+    reasons += [_limited(limit, report, MODEL, "limits") for limit in policy.limits if _applies(limit, report)]
     reasons += [_required(name, report) for name in policy.required]
     return (*reasons, *_attacked(policy, report))
 
@@ -113,6 +113,12 @@ def _attacked(policy: Policy, report: Report) -> list[Reason]:
         for cell in policy.attacks.cells()
         for limit in policy.attack_limits
     ]
+
+
+def _applies(limit: Limit, report: Report) -> bool:
+    """Whether a limit is a rule here; one that waits for a measurement is none without it."""
+    known = (m.condition == MODEL and m.value is not None for m in report.measurements if m.name == limit.name)
+    return not limit.when_measured or any(known)
 
 
 def _limited(limit: Limit, report: Report, condition: str, section: str) -> Reason:
