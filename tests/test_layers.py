@@ -19,6 +19,7 @@ MAY = {
     "statistics": {"checkpoint", "kernels", "data", "weights"},
     "plan": {"bits", "checkpoint"},
     "neurons": {"bits", "checkpoint"},
+    "compare": {"checkpoint", "kernels", "statistics", "weights"},
     "methods": {"checkpoint", "neurons", "statistics", "weights", "plan"},
     "rewrite": {"bits", "checkpoint", "kernels", "statistics", "weights", "plan"},
     "validate": {"checkpoint", "data", "statistics"},
@@ -26,6 +27,7 @@ MAY = {
     "report": {"checkpoint"},
     "api": {
         "checkpoint",
+        "compare",
         "data",
         "kernels",
         "lab",

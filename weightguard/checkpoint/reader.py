@@ -56,15 +56,25 @@ class Checkpoint:
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor in fresh memory of its own (never a map of the file, which another process could cut)."""
+        return self._read(self.info(name), self.info(name).shape, 0)
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows start..stop (along the first axis, as stored) and nothing else of the tensor."""
+        info = self.info(name)
+        rows = max(1, info.shape[0])
+        return self._read(info, (stop - start, *info.shape[1:]), start * (info.nbytes // rows))
+
+    def _read(self, info: TensorInfo, shape: tuple[int, ...], offset: int) -> torch.Tensor:
         import torch
 
-        info = self.info(name)
         if info.dtype not in FLOATS:
-            raise UnsupportedError(f"{info.file}: tensor {name!r} is {info.dtype}, not a float type that can be edited")
-        tensor = torch.empty(info.shape, dtype=getattr(torch, _TORCH[info.dtype]))
-        flat = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if info.nbytes else memoryview(b"")
+            raise UnsupportedError(
+                f"{info.file}: tensor {info.name!r} is {info.dtype}, not a float type that can be edited"
+            )
+        tensor = torch.empty(shape, dtype=getattr(torch, _TORCH[info.dtype]))
+        flat = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
         with opened(self.directory, info.file) as descriptor:
-            read_exactly(descriptor, flat, info.start, info.file)
+            read_exactly(descriptor, flat, info.start + offset, info.file)
         return tensor
 
     def digest(self, name: str) -> str:
