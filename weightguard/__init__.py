@@ -6,9 +6,9 @@ result = wg.repair("org/model", method="antidote", aligned="org/aligned", harmfu
 
 from __future__ import annotations
 
-from weightguard.api import apply, compare, demo, inspect, repair, stats, verify
+from weightguard.api import apply, demo, inspect, repair, stats, verify
 
-__all__ = ["__version__", "apply", "compare", "demo", "inspect", "repair", "stats", "verify"]
+__all__ = ["__version__", "apply", "demo", "inspect", "repair", "stats", "verify"]
 
 
 def __getattr__(name: str) -> str:

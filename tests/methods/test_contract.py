@@ -24,11 +24,14 @@ def references(method: str, pico: Path) -> dict[str, str]:
 
 
 # Where the default selects nothing of these random updates.
-DEFAULTS = {"safe-lora": {"number": 9}}
+DEFAULTS = {"safe-lora": {"number": 9}, "undo-abliteration": {"coherence": 0.1}}
+
+# What a strength does not stand for, and goes with it.
+KEPT = {"undo-abliteration": {"coherence": 0.1}}
 
 
 def given(method: str, pico: Path, strength: float | None = None) -> dict[str, Any]:
-    options = DEFAULTS.get(method, {}) if strength is None else {"strength": strength}
+    options = DEFAULTS.get(method, {}) if strength is None else KEPT.get(method, {}) | {"strength": strength}
     return {"method": method, "aligned": str(pico / "aligned"), "offline": True, **references(method, pico), **options}
 
 

@@ -71,11 +71,14 @@ def stats(form: str, **values: Any) -> None:
     "--method",
     default="antidote",
     show_default=True,
-    help="antidote, safe-lora, or a control: random, magnitude, scale.",
+    help="antidote, safe-lora, undo-abliteration, or a control: random, magnitude, scale.",
 )
 @click.option("-o", "--out", help="The directory to write.")
 @click.option(
-    "--aligned", help="The aligned model the update is measured from [default: found in the model card or adapter]."
+    "--aligned",
+    "--base",
+    "aligned",
+    help="The aligned model the update is measured from [default: found in the model card or adapter].",
 )
 @click.option("--unaligned", help="The model before its alignment, for methods that need the alignment direction.")
 @click.option("--harmful", help="Harmful prompts with harmful or affirmative answers.")

@@ -49,7 +49,8 @@ class Case:
         """Every tensor of either side was compared; of a tied model a head may be in one of them alone."""
         matching = self.matching
         alone = [n for n in (*matching.only_model, *matching.only_base) if not n.endswith("lm_head.weight")]
-        return not (alone or matching.reshaped or matching.unread) and not any(c.rows_left_out for c in self.changes)
+        lost = alone or matching.reshaped or matching.unread or len(self.changes) < len(matching.common)
+        return not lost and not any(c.rows_left_out for c in self.changes)
 
     def delta(self, name: str) -> Direction:
         """D of one tensor, its sides held in memory."""
@@ -64,7 +65,7 @@ class Case:
             return factored_spectrum(update)
         find = gram_spectrum if exact or min(change.shape) <= EXACT_SIDE else sketched_spectrum
         delta = self.delta(change.name)
-        return find(delta, rounding_floor(of_model(delta), change.precision))
+        return find(delta, rounding_floor(of_model(delta), change))
 
     @cached_property
     def spectra(self) -> dict[str, Spectrum]:
@@ -102,10 +103,16 @@ class Case:
         return [mix_of(c, self.model.rows(c.name), self.base.rows(c.name), other.rows(c.name)) for c in fit]
 
 
-def rounding_floor(model: Direction, precision: str) -> float:
-    """The largest singular value that storing W in this dtype gives D: of errors u·0.82·|W| of random sign."""
-    unit = rounding_of(precision)
-    return unit * 0.82 * noise_level(model) if precision != "F64" else 0.0
+def rounding_floor(model: Direction, change: TensorChange) -> float:
+    """The largest singular value that storing gives D: of errors u·0.82·|W| of random sign.
+
+    √2 times that where both sides were rounded alike. F64 is what s·B·A over a base is computed in: nothing was stored.
+    """
+    if change.precision == "F64":
+        return 0.0
+    unit = rounding_of(change.precision)
+    both = rounding_of(change.dtypes[1]) >= unit
+    return unit * 0.82 * noise_level(model) * math.sqrt(1 + both)
 
 
 def middle(values: Sequence[float]) -> float:

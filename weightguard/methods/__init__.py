@@ -14,6 +14,7 @@ METHODS = {
     "random": "weightguard.methods.random:Random",
     "safe-lora": "weightguard.methods.safe_lora:SafeLora",
     "scale": "weightguard.methods.scale:UniformScaling",
+    "undo-abliteration": "weightguard.methods.undo_abliteration:UndoAbliteration",
 }
 
 

@@ -22,12 +22,14 @@ REFINEMENTS = 4
 class Removed:
     """What lies along u in one matrix. share: c, of uᵀ·W_base that is gone. coherence: −cos(uᵀD, uᵀW_base).
 
+    everywhere: −<D, W_base>/‖W_base‖², the same over all directions, which a removed one stands out from.
     explained: share of ‖D‖² that −c·u·uᵀ·W_base is. ordinary: ‖uᵀW_base‖² over its mean over directions.
     right: uᵀ·W_base (in,), float64.
     """
 
     share: float
     coherence: float
+    everywhere: float
     explained: float
     ordinary: float
     right: torch.Tensor
@@ -62,14 +64,22 @@ def removed(delta: Direction, direction: torch.Tensor) -> Removed:
     dot, square = float(ours @ base), float(base @ base)
     size, whole = float(ours.norm()) * math.sqrt(square), delta.square()
     share = -dot / square if square else 0.0
-    mean = of_base(delta).square() / delta.shape[0]
+    total, along = of_base(delta).square(), _along_base(delta)
+    mean = total / delta.shape[0]
     return Removed(
         share,
         -dot / size if size else 0.0,
+        -along / total if total else 0.0,
         share * share * square / whole if whole else 0.0,
         square / mean if mean else 0.0,
         base,
     )
+
+
+def _along_base(delta: Direction) -> float:
+    """<D, W_base>."""
+    parts = ((rows, delta.unaligned(start, stop)) for start, stop, rows in delta.blocks())
+    return math.fsum(float((rows * base).sum()) for rows, base in parts)
 
 
 def of_base(delta: Direction) -> Direction:

@@ -30,9 +30,8 @@ def _finding(case: Case, found: Mapping[str, Removed], how: str) -> Finding:
     gone = [r for r in found.values() if r.coherence > 0.8 and r.share > 0.2]
     seen = gone or list(found.values())
     explained = middle([r.explained for r in seen])
-    whole = [-(c.along_base or 0.0) * c.relative for c in case.writers]
     checks = (
-        check("as a whole they lost {value} of themselves", middle(whole), 0.3, 0.1),
+        check("as a whole they lost {value} of themselves", middle([r.everywhere for r in seen]), 0.3, 0.1),
         check("{value} of the changed o and down lost a direction", len(gone) / max(1, len(found)), 0.6, 0.9),
         check("in {value} matrices", len(gone), 1.5, 4),
         check("the loss is W's own component, cosine {value}", middle([r.coherence for r in seen]), 0.85, 0.98),

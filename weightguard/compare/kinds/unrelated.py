@@ -13,7 +13,7 @@ def look(case: Case) -> Finding | None:
         return Finding(NAME, (Check("no tensor of one has the name and shape of one of the other", 1.0),))
     cosines = [abs(c.cosine or 0.0) for c in case.changes if c.is_matrix]
     embeds = [abs(c.cosine or 0.0) for c in case.changes if c.role == "embed"]
-    if len(cosines) < 2:
+    if not cosines:
         return None
     checks = [
         check("cosine of the matrices {value} at the median", middle(cosines), 0.12, 0.02),
