@@ -33,9 +33,13 @@ class Made:
 
 
 class Maker:
-    """One case in the making: `base` and `model` in float64, rounded to the stored dtype at the end."""
+    """One case in the making: `base` and `model` in float64, rounded to the stored dtype at the end.
 
-    def __init__(self, seed: int, hidden: int, layers: int = 3) -> None:
+    `hard`: changes near the limits of what can be told, for the calibration of confidences.
+    """
+
+    def __init__(self, seed: int, hidden: int, layers: int = 3, hard: bool = False) -> None:
+        self.hard = hard
         self.draw = torch.Generator().manual_seed(seed)
         self.hidden, self.layers = hidden, layers
         self.base = self.fresh()
@@ -47,6 +51,9 @@ class Maker:
 
     def uniform(self, low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=self.draw, dtype=torch.float64))
+
+    def between(self, plain: tuple[float, float], hard: tuple[float, float]) -> float:
+        return self.uniform(*(hard if self.hard else plain))
 
     def pick(self, *options):
         return options[int(torch.randint(len(options), (), generator=self.draw))]
@@ -85,7 +92,7 @@ class Maker:
         pass
 
     def lora(self) -> None:
-        rank, relative = self.pick(1, 2, 4, 8, 16, 32), self.uniform(0.01, 0.08)
+        rank, relative = self.pick(1, 2, 4, 8, 16, 32), self.between((0.01, 0.08), (0.001, 0.01))
         ends = self.pick(("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj"), ("_proj",))
         self.how = f"rank {rank} {ends}"
         for name in (n for n in self.linears if any(f"{e}.weight" in n for e in ends)):
@@ -96,7 +103,7 @@ class Maker:
             self.model[name] += self.scaled(name, update, relative)
 
     def tuned(self) -> None:
-        relative, dense = self.uniform(0.01, 0.1), self.uniform(0.3, 1.0)
+        relative, dense = self.uniform(0.01, 0.1), self.between((0.3, 1.0), (1.0, 8.0))
         self.how = f"relative {relative:.3f} dense {dense:.2f}"
         for name, weight in self.base.items():
             if weight.dim() == 1:
@@ -109,7 +116,7 @@ class Maker:
             self.model[name] = weight + self.scaled(name, update, relative)
 
     def noise(self) -> None:
-        relative, shape = self.uniform(0.01, 0.15), self.pick("gaussian", "uniform", "multiplicative")
+        relative, shape = self.between((0.01, 0.15), (0.15, 1.5)), self.pick("gaussian", "uniform", "multiplicative")
         self.how = f"{shape} {relative:.3f}"
         for name in self.linears:
             draw = self.normal(*self.base[name].shape)
@@ -121,7 +128,7 @@ class Maker:
 
     def pruned(self) -> None:
         self.how = how = self.pick("magnitude", "2:4", "4:8", "updated", "rows", "columns")
-        share = self.uniform(0.15, 0.7)
+        share = self.between((0.15, 0.7), (0.005, 0.15))
         for name in self.linears:
             self.model[name] = _pruned(self.model[name], how, share, self)
 
@@ -135,7 +142,8 @@ class Maker:
         direction = self.normal(self.hidden)
         direction /= direction.norm()
         strength = self.pick(1.0, 1.0, 1.0, self.uniform(0.5, 1.0), self.uniform(1.0, 1.4))
-        first, later = self.pick(0, 0, 1), self.pick(0.0, 0.0, self.uniform(0.01, 0.05))
+        strength = self.uniform(0.1, 0.5) if self.hard else strength
+        first, later = self.pick(0, 0, 1), self.pick(0.0, 0.0, self.between((0.01, 0.05), (0.05, 0.3)))
         self.how = f"strength {strength:.2f} from layer {first}, then fine-tuned by {later:.3f}"
         for name in self.linears:
             if name.split(".")[-2] in WRITERS and int(name.split(".")[2]) >= first:
@@ -153,7 +161,7 @@ class Maker:
         self.how = f"layer {layer} rank {rank}"
         out, into = self.base[name].shape
         update = self.normal(out, rank) @ self.normal(rank, into)
-        self.model[name] += self.scaled(name, update, self.uniform(0.02, 0.3))
+        self.model[name] += self.scaled(name, update, self.between((0.02, 0.3), (0.0005, 0.01)))
 
     def unrelated(self) -> None:
         self.model = self.fresh()
@@ -162,7 +170,7 @@ class Maker:
         """Returns the other parent."""
         before = self.base
         self.tuned()
-        other, share = self.model, self.uniform(0.1, 0.9)
+        other, share = self.model, self.between((0.1, 0.9), (0.005, 0.1))
         self.how = f"share {share:.2f}"
         self.model = {name: before[name] + share * (other[name] - before[name]) for name in before}
         return other
@@ -245,9 +253,9 @@ KINDS = {
 }  # fmt: skip
 
 
-def make(kind: str, seed: int, dtype: str, hidden: int, folder: Path) -> Made:
+def make(kind: str, seed: int, dtype: str, hidden: int, folder: Path, *, hard: bool = False) -> Made:
     """Write one case. Everything follows from the seed."""
-    maker = Maker(seed, hidden)
+    maker = Maker(seed, hidden, hard=hard)
     other = getattr(maker, KINDS[kind])()
     write = Writer(folder, DTYPES[dtype], maker)
     base, model = write("base", maker.base), None

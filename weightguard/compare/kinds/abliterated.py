@@ -9,6 +9,7 @@ from weightguard.compare.finding import Finding, check
 from weightguard.statistics.removal import Removed
 
 NAME = "abliteration"
+LEAST = 0.05  # share of the direction that is gone
 
 
 def look(case: Case) -> Finding | None:
@@ -27,7 +28,7 @@ def look(case: Case) -> Finding | None:
 
 
 def _finding(case: Case, found: Mapping[str, Removed], how: str) -> Finding:
-    gone = [r for r in found.values() if r.coherence > 0.8 and r.share > 0.2]
+    gone = [r for r in found.values() if r.coherence > 0.8 and r.share > max(LEAST, 3 * r.everywhere)]
     seen = gone or list(found.values())
     explained = middle([r.explained for r in seen])
     checks = (
@@ -35,7 +36,7 @@ def _finding(case: Case, found: Mapping[str, Removed], how: str) -> Finding:
         check("{value} of the changed o and down lost a direction", len(gone) / max(1, len(found)), 0.6, 0.9),
         check("in {value} matrices", len(gone), 1.5, 4),
         check("the loss is W's own component, cosine {value}", middle([r.coherence for r in seen]), 0.85, 0.98),
-        check("{value} of it is gone", middle([r.share for r in seen]), 0.25, 0.8),
+        check("{value} of it is gone", middle([r.share for r in seen]), LEAST, 0.3),
         check("an ordinary direction of the base ({value} of the mean)", middle([r.ordinary for r in seen]), 0.02, 0.5),
     )
     strength = middle([r.share for r in seen])

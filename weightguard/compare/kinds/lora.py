@@ -21,6 +21,7 @@ def look(case: Case) -> Finding | None:
         check("{value} of the changed linears have an update of one rank", len(near) / len(found), 0.7, 1.0),
         check("it is {value} of the directions seen", middle([rank / len(s.values) for s in found]), 0.55, 0.2),
         check(f"rank {rank} holds {{value}} of the update", middle([s.captured(rank) for s in found]), 0.4, 0.95),
+        check("cosine of update and base {value}", middle([abs(c.along_base or 0) for c in case.linears]), 0.15, 0.0),
         check("{value} changed tensors are norms or biases", len(vectors), 0.5, 0.0),
         check("rank at least {value}", rank, 0.5, 1.0),
     )
