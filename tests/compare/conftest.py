@@ -185,6 +185,40 @@ class Maker:
                 layer = int(name.split(".")[2])
                 self.model[name] = self.base[name.replace(f".{layer}.", f".{(layer + 1) % self.layers}.", 1)].clone()
 
+    def unseen(self) -> None:
+        """What no kind was written against: the verdict may only be "unknown"."""
+        self.how = how = self.pick("dare", "dropout", "squashed", "rotated as a whole", "neurons permuted", "blurred")
+        if how == "dare":
+            self.tuned()
+            for name in self.linears:
+                update = self.model[name] - self.base[name]
+                self.model[name] = self.base[name] + update * 10 * (torch.rand(update.shape, generator=self.draw) < 0.1)
+            self.how = "dare"
+        elif how == "rotated as a whole":
+            turn = torch.linalg.qr(self.normal(self.hidden, self.hidden))[0]
+            for name, weight in self.model.items():
+                if weight.dim() == 2:
+                    self.model[name] = turn.T @ weight if name.split(".")[-2] in WRITERS else weight @ turn
+        elif how == "neurons permuted":
+            for layer in range(self.layers):
+                at = f"model.layers.{layer}.mlp."
+                order = torch.randperm(11 * self.hidden // 4, generator=self.draw)
+                for name in (f"{at}gate_proj.weight", f"{at}up_proj.weight"):
+                    self.model[name] = self.model[name][order]
+                self.model[f"{at}down_proj.weight"] = self.model[f"{at}down_proj.weight"][:, order]
+        else:
+            for name in self.linears:
+                self.model[name] = _blunted(self.model[name], how, self)
+
+
+def _blunted(weight: torch.Tensor, how: str, made: Maker) -> torch.Tensor:
+    spread = weight.std()
+    if how == "dropout":
+        return weight * (torch.rand(weight.shape, generator=made.draw) < 0.9) / 0.9
+    if how == "squashed":
+        return torch.tanh(weight / (2 * spread)) * 2 * spread
+    return 0.8 * weight + 0.2 * weight.roll(1, dims=1)
+
 
 def _pruned(weight: torch.Tensor, how: str, share: float, made: Maker) -> torch.Tensor:
     out, into = weight.shape
