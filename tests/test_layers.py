@@ -23,6 +23,7 @@ MAY = {
     "statistics": {"checkpoint", "kernels", "data", "weights"},
     "plan": {"bits", "checkpoint"},
     "parts": {"bits", "checkpoint"},
+    "comparison": {"checkpoint", "kernels", "statistics", "weights"},
     "locate": {"bits", "checkpoint", "data", "kernels", "parts", "options", "statistics", "weights"},
     "guards": {"parts", "options", "statistics"},
     "training": {"checkpoint", "data", "statistics"},
@@ -33,6 +34,7 @@ MAY = {
     "report": {"forms", "verdict", "measurement"},
     "api": {
         "checkpoint",
+        "comparison",
         "data",
         "forms",
         "verdict",

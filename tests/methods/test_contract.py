@@ -17,7 +17,9 @@ WITH_STRENGTH = [name for name in METHODS if hasattr(method_class(name), "with_s
 # Strength 1 takes all of the update away; the others move it elsewhere.
 CUTTING = ("antidote", "magnitude", "random", "scale")
 # Where the default selects nothing of these random updates.
-DEFAULTS = {"safe-lora": {"number": 9}}
+DEFAULTS = {"safe-lora": {"number": 9}, "undo-abliteration": {"coherence": 0.1}}
+# What a strength does not stand for, and goes with it.
+KEPT = {"undo-abliteration": {"coherence": 0.1}}
 
 
 def references(method: str, pico: Path) -> dict[str, str]:
@@ -33,7 +35,7 @@ def references(method: str, pico: Path) -> dict[str, str]:
 
 
 def given(method: str, pico: Path, strength: float | None = None) -> dict[str, Any]:
-    options = DEFAULTS.get(method, {}) if strength is None else {"strength": strength}
+    options = DEFAULTS.get(method, {}) if strength is None else KEPT.get(method, {}) | {"strength": strength}
     return {"method": method, "aligned": str(pico / "aligned"), "offline": True, **references(method, pico), **options}
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weightguard.api.calling import Progress, silent, text
 
 if TYPE_CHECKING:
+    from weightguard.api.comparing import Comparison
     from weightguard.api.inspecting import Inspection
     from weightguard.api.locating import Located
     from weightguard.statistics.norms import InputNorms
@@ -21,6 +22,35 @@ def inspect(model: str, *, offline: bool = False, digests: bool = True, progress
     from weightguard.api.inspecting import run_inspect
 
     return run_inspect(str(model), offline=offline, digests=digests, progress=progress)
+
+
+def compare(
+    model: str,
+    base: str | None = None,
+    *,
+    aligned: str | None = None,
+    unaligned: str | None = None,
+    spectra: bool = False,
+    html: str | Path | None = None,
+    force: bool = False,
+    offline: bool = False,
+    progress: Progress = silent,
+) -> Comparison:
+    """What was changed in `model` since `base`, where, how, and how it lies to the alignment direction; no model is run.
+
+    model: a directory, `org/name[@revision]`, an adapter or MODEL+ADAPTER. base: None for an adapter's own base, or
+    `aligned`. html: also write the report there. Errors: CheckpointError, UsageError, OutputError, SystemFailure.
+    """
+    from weightguard.api.comparing import run_compare, write_page
+    from weightguard.checkpoint.writer import check_free
+
+    if html is not None:
+        check_free(Path(html), force=force)
+    references = (text(base), text(aligned), text(unaligned))
+    found = run_compare(str(model), *references, spectra=spectra, offline=offline, progress=progress)
+    if html is not None:
+        write_page(found, Path(html), force=force)
+    return found
 
 
 def stats(

@@ -6,6 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,16 +60,28 @@ class Checkpoint:
 
         into: uint8 memory of at least its size to read into; without it, fresh memory.
         """
+        return self._read(self.info(name), self.info(name).shape, 0, into)
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows start..stop (along the first axis, as stored) and nothing else of the tensor."""
+        info = self.info(name)
+        rows = max(1, info.shape[0])
+        return self._read(info, (stop - start, *info.shape[1:]), start * (info.nbytes // rows), None)
+
+    def _read(self, info: TensorInfo, shape: tuple[int, ...], offset: int, into: torch.Tensor | None) -> torch.Tensor:
         import torch
 
-        info = self.info(name)
         if info.dtype not in FLOATS:
-            raise UnsupportedError(f"{info.file}: tensor {name!r} is {info.dtype}, not a float type that can be edited")
-        memory = torch.empty(info.nbytes, dtype=torch.uint8) if into is None else into[: info.nbytes]
-        tensor = memory.view(getattr(torch, _TORCH[info.dtype])).reshape(info.shape)
-        flat = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if info.nbytes else memoryview(b"")
+            raise UnsupportedError(
+                f"{info.file}: tensor {info.name!r} is {info.dtype}, not a float type that can be edited"
+            )
+        dtype = getattr(torch, _TORCH[info.dtype])
+        nbytes = prod(shape) * dtype.itemsize
+        memory = torch.empty(nbytes, dtype=torch.uint8) if into is None else into[:nbytes]
+        tensor = memory.view(dtype).reshape(shape)
+        flat = memoryview(memory.numpy()) if nbytes else memoryview(b"")
         with opened(self.directory, info.file) as descriptor:
-            read_exactly(descriptor, flat, info.start, info.file)
+            read_exactly(descriptor, flat, info.start + offset, info.file)
         return tensor
 
     def digest(self, name: str) -> str:

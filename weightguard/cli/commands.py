@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from weightguard import api
-from weightguard.cli import options, screen
+from weightguard.cli import options, screen, screen_compare
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -26,9 +26,25 @@ def cli() -> None:
     "--digests/--no-digests", default=True, show_default=True, help="Read every byte: sha256, NaN, zero matrices."
 )
 @click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--base", help="The model MODEL came from: show what was changed since, and what kind of change it is.")
+@click.option("--aligned", help="With --unaligned: show how the change lies to what alignment did.")
+@click.option("--unaligned", help="The model before its alignment.")
+@click.option(
+    "--spectra", is_flag=True, help="Singular values of every change, from Gram matrices; slow on large ones."
+)
+@click.option("--html", help="Also write the comparison to this file, as one page.")
+@click.option("--force", is_flag=True, help="Replace the page.")
 @options.common
-def inspect(model: str, digests: bool, tensors: bool, form: str, offline: bool) -> None:
-    """Show what is in a checkpoint: tensors, shards, roles, dtypes, digests, problems."""
+def inspect(model: str, digests: bool, tensors: bool, form: str, offline: bool, **compared: Any) -> None:
+    """Show what is in a checkpoint, or with --base what was done to it.
+
+    Alone: tensors, shards, roles, dtypes, digests, problems. With --base: what moved, where, and how.
+    """
+    if any(compared.values()):
+        with screen.progress() as progress:
+            change = api.compare(model, **compared, offline=offline, progress=progress)
+        screen_compare.show_comparison(change, form, tensors)
+        return
     with screen.progress() as progress:
         found = api.inspect(model, offline=offline, digests=digests, progress=progress)
     screen.show_inspection(found, form, tensors)
@@ -82,12 +98,15 @@ def neurons(context: click.Context, form: str, rank: bool, **values: Any) -> Non
     "--method",
     default="antidote",
     show_default=True,
-    help="antidote; refit; gradient-reset; safe-lora; restore; a comparator: safety-vector, truncate, realign; a control: "
-    "random, magnitude, scale; or an experiment: prune, remove-ranks.",
+    help="antidote; refit; gradient-reset; safe-lora; restore; undo-abliteration; a comparator: safety-vector, truncate, "
+    "realign; a control: random, magnitude, scale; or an experiment: prune, remove-ranks.",
 )
 @click.option("-o", "--out", help="The directory to write.")
 @click.option(
-    "--aligned", help="The aligned model the update is measured from [default: found in the model card or adapter]."
+    "--aligned",
+    "--base",
+    "aligned",
+    help="The aligned model the update is measured from [default: found in the model card or adapter].",
 )
 @click.option("--unaligned", help="The model before its alignment, for methods that need the alignment direction.")
 @click.option("--harmful", help="Harmful prompts with harmful or affirmative answers.")

@@ -22,6 +22,7 @@ METHODS = {
     "safety-vector": "weightguard.methods.safety_vector:SafetyVector",
     "scale": "weightguard.methods.scale:UniformScaling",
     "truncate": "weightguard.methods.truncate:Truncate",
+    "undo-abliteration": "weightguard.methods.undo_abliteration:UndoAbliteration",
 }
 
 

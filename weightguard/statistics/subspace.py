@@ -172,6 +172,13 @@ def largest_square(direction: Direction) -> float:
     return float(eigsh(operator, k=1, v0=start, tol=0, return_eigenvectors=False)[0])
 
 
+def leading_left(direction: Direction, count: int) -> torch.Tensor:
+    """The first `count` left singular vectors (out, count) of V, from the smaller Gram matrix, float64."""
+    vectors = torch.linalg.eigh(direction.gram())[1]
+    first = vectors.flip(1)[:, :count]
+    return torch.linalg.qr(direction.times(first))[0] if direction.shape[0] > direction.shape[1] else first
+
+
 @dataclass(frozen=True)
 class Along:
     """How an update lies to the alignment direction. cosine: <C·x, x> / (‖C·x‖·‖x‖), 0 where C·x is zero.

@@ -1,0 +1,177 @@
+"""The numbers of a comparison against plain float64 numpy, and what of two checkpoints can be compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import pytest
+from safetensors.torch import load_file, save_file
+
+from weightguard import api
+from weightguard.errors import UsageError
+
+Build = Callable[..., Path]
+
+
+def arrays(directory: Path) -> dict[str, numpy.ndarray]:
+    found = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        found |= {name: tensor.double().numpy() for name, tensor in load_file(file).items()}
+    return found
+
+
+@pytest.mark.parametrize(("family", "dtype", "sharded"), [("llama", "float32", True), ("gpt2", "bfloat16", False),
+                                                          ("phi3", "float16", False)])  # fmt: skip
+def test_figures_are_those_of_plain_numpy(checkpoint: Build, family: str, dtype: str, sharded: bool) -> None:
+    model, base = (checkpoint(family, dtype, sharded=sharded, kind=kind) for kind in ("tuned", "aligned"))
+    found = api.compare(str(model), str(base), spectra=True)
+    ours, theirs = arrays(model), arrays(base)
+    assert {c.name for c in found.changes} == set(ours)
+    for change in found.changes:
+        w, b = ours[change.name], theirs[change.name]
+        d = w - b
+        assert change.changed == (w != b).sum()
+        assert change.weight_norm == pytest.approx(numpy.linalg.norm(w), rel=1e-12)
+        assert change.update_norm == pytest.approx(numpy.linalg.norm(d), rel=1e-12)
+        assert change.relative == pytest.approx(numpy.linalg.norm(d) / numpy.linalg.norm(b), rel=1e-12)
+        assert change.largest == numpy.abs(d).max()
+        if not change.changed:
+            continue
+        assert change.cosine == pytest.approx((w * b).sum() / numpy.linalg.norm(w) / numpy.linalg.norm(b), rel=1e-12)
+        assert change.kurtosis == pytest.approx(d.size * (d**4).sum() / (d**2).sum() ** 2, rel=1e-12)
+    assert found.spectra
+    for name, spectrum in found.spectra.items():
+        values = numpy.linalg.svd(ours[name] - theirs[name], compute_uv=False)
+        numpy.testing.assert_allclose(spectrum.values, values, atol=1e-7 * values[0])
+        p = values / values.sum()
+        assert spectrum.effective_rank == pytest.approx(numpy.exp(-(p * numpy.log(p)).sum()), rel=1e-4)
+
+
+def test_blocks_of_rows_add_up(checkpoint: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    from weightguard.comparison import pairs
+
+    model, base = (str(checkpoint("llama", kind=kind)) for kind in ("tuned", "aligned"))
+    whole = api.compare(model, base)
+    monkeypatch.setattr(pairs, "BLOCK", 48)  # two or three rows
+    by_rows = api.compare(model, base)
+    for one, other in zip(whole.changes, by_rows.changes, strict=True):
+        assert (one.changed, one.zeroed, one.largest, one.casts) == (
+            other.changed,
+            other.zeroed,
+            other.largest,
+            other.casts,
+        )
+        assert one.update_norm == pytest.approx(other.update_norm, rel=1e-14)
+
+
+def test_roles_and_layers_cover_every_tensor(checkpoint: Build) -> None:
+    found = api.compare(str(checkpoint("llama")), str(checkpoint("llama", kind="aligned")))
+    roles = {c.name: (c.layer, c.role) for c in found.changes}
+    assert roles["model.embed_tokens.weight"] == (None, "embed")
+    assert roles["lm_head.weight"] == (None, "head")
+    assert roles["model.norm.weight"] == (None, "norm")
+    assert roles["model.layers.1.input_layernorm.weight"] == (1, "norm")
+    assert roles["model.layers.1.mlp.down_proj.weight"] == (1, "down")
+    assert "other" not in {role for _, role in roles.values()}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_adapter_is_compared_without_merging(checkpoint: Build, adapter: Build, family: str) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = checkpoint(family)
+    targets = ["c_attn", "c_proj"] if family == "gpt2" else ["q_proj", "down_proj"]
+    lora = adapter(base, target_modules=targets)
+    found = api.compare(f"{base}+{lora}", spectra=True)
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), lora).merge_and_unload().state_dict()
+    before = arrays(base)
+    changed = {c.name: c for c in found.changes if c.changed}
+    assert set(changed) == set(found.spectra)
+    for name, change in changed.items():
+        d = merged[name].double().numpy() - before[name]
+        assert change.update_norm == pytest.approx(numpy.linalg.norm(d), rel=1e-5)
+        spectrum = found.spectra[name]
+        assert spectrum.rank == 4
+        numpy.testing.assert_allclose(spectrum.values[:4], numpy.linalg.svd(d, compute_uv=False)[:4], rtol=1e-4)
+    assert found.verdict.kind == "LoRA merge"
+    assert api.compare(str(lora), str(base)).verdict.kind == "LoRA merge"
+
+
+def test_a_larger_vocabulary_is_compared_over_the_rows_both_have(checkpoint: Build, tmp_path: Path) -> None:
+    base = checkpoint("llama")
+    grown = tmp_path / "grown"
+    shutil.copytree(base, grown)
+    tensors = load_file(grown / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = tensors[name].repeat(2, 1)
+    save_file(tensors, grown / "model.safetensors", metadata={"format": "pt"})
+    found = api.compare(str(grown), str(base))
+    left = {c.name: c.rows_left_out for c in found.changes if c.rows_left_out}
+    assert left == {"model.embed_tokens.weight": 64, "lm_head.weight": 64}
+    assert not any(c.changed for c in found.changes)
+    assert any("another vocabulary" in note for note in found.notes)
+    assert found.verdict.kind == "unknown"
+
+
+def test_another_architecture_is_told_apart(checkpoint: Build) -> None:
+    found = api.compare(str(checkpoint("gpt2")), str(checkpoint("llama")))
+    assert found.matching.relation == "other architecture"
+    assert set(found.matching.common) == {"lm_head.weight"}
+    assert found.verdict.kind == "unrelated model"
+    wider = api.compare(str(checkpoint("llama", intermediate_size=32)), str(checkpoint("llama")))
+    assert wider.matching.relation == "other architecture"
+    assert len(wider.matching.reshaped) == 6
+    assert {c.role for c in wider.changes} >= {"q", "k", "v", "o", "embed", "norm"}
+
+
+def test_a_tensor_with_nan_is_left_out_and_said(checkpoint: Build, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint("llama"), broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    found = api.compare(str(broken), str(checkpoint("llama")))
+    assert found.problems == ("tensor 'model.layers.0.mlp.up_proj.weight' holds NaN or infinity; it was left out",)
+    assert found.verdict.kind == "unknown"
+
+
+def test_the_alignment_map_against_dense_algebra(checkpoint: Build) -> None:
+    model, aligned = checkpoint("llama"), checkpoint("llama", kind="aligned")
+    before = checkpoint("llama", steps=8)
+    found = api.compare(str(model), str(aligned), aligned=str(aligned), unaligned=str(before))
+    ours, theirs, first = arrays(model), arrays(aligned), arrays(before)
+    assert len(found.relevance) == 14
+    for name, seen in found.relevance.items():
+        d, v = ours[name] - theirs[name], theirs[name] - first[name]
+        c = v @ v.T / numpy.linalg.norm(v) @ d
+        assert seen.cosine == pytest.approx((c * d).sum() / numpy.linalg.norm(c) / numpy.linalg.norm(d), rel=1e-9)
+        top = numpy.linalg.svd(v)[0][:, :6].T @ d
+        assert seen.top_share == pytest.approx((top**2).sum() / (d**2).sum(), rel=1e-9)
+        assert seen.undone == pytest.approx(-(d * v).sum() / (v**2).sum(), rel=1e-9)
+        assert seen.against == pytest.approx(-(d * v).sum() / numpy.linalg.norm(v) / numpy.linalg.norm(d), rel=1e-9)
+
+
+def test_json_has_a_schema_and_holds_every_tensor(checkpoint: Build) -> None:
+    model, base = (str(checkpoint("llama", kind=kind)) for kind in ("tuned", "aligned"))
+    said = json.loads(json.dumps(api.compare(model, base).as_dict()))
+    assert (said["schema"], said["version"]) == ("weightguard-comparison", 1)
+    assert len(said["tensors"]) == 21
+    assert said == json.loads(json.dumps(api.compare(model, base).as_dict()))
+
+
+def test_usage(checkpoint: Build, adapter: Build) -> None:
+    base = checkpoint("llama")
+    lora = adapter(base, target_modules=["q_proj"])
+    for model, given, words in (
+        (base, {"base": str(lora)}, "give the full model"),
+        (base, {}, "--base BASE is missing"),
+        (base, {"base": str(base), "unaligned": str(base)}, "give --aligned too"),
+        (base, {"base": str(base), "aligned": str(lora)}, "an adapter; give a full model"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            api.compare(str(model), **given)

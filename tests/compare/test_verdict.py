@@ -1,0 +1,152 @@
+"""Verdicts on models that were edited in known ways, on the lab's models, and on what no kind stands for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from weightguard import api
+from weightguard.api.comparing import Comparison
+from weightguard.lab import Lab
+
+# The first is what a sample of every day sees, the second `pytest -m full`: (first seed, cases of a kind, hidden).
+SAMPLE, FULL = (900, 3, 128), (700, 17, 256)
+
+
+def compared(case) -> Comparison:
+    aligned = None if case.other is None else str(case.other)
+    return api.compare(str(case.model), str(case.base), aligned=aligned)
+
+
+def mistakes(made: Callable, kinds, folder: Path, first: int, count: int, hidden: int) -> tuple[list[str], int]:
+    """(what went wrong, cases); bf16 and fp32 in turn."""
+    wrong = []
+    for number, kind in enumerate(kinds):
+        for at in range(count):
+            place = folder / f"{number}-{at}"
+            case = made(kind, (first + at) * 1000 + number, ("F32", "BF16")[at % 2], hidden, place)
+            found = compared(case).verdict
+            wrong += [f"{kind}, {case.how}: {found.kind} {found.evidence}"] if found.kind != kind else []
+            shutil.rmtree(place)
+    return wrong, count * len(kinds)
+
+
+def test_kinds_are_told_apart(made: Callable, kinds: tuple[str, ...], tmp_path: Path) -> None:
+    wrong, cases = mistakes(made, kinds, tmp_path, *SAMPLE)
+    assert len(wrong) <= 0.03 * cases, wrong
+
+
+@pytest.mark.full
+def test_at_least_98_of_100_are_right(made: Callable, kinds: tuple[str, ...], tmp_path: Path) -> None:
+    wrong, cases = mistakes(made, kinds, tmp_path, *FULL)
+    assert cases >= 200
+    assert len(wrong) <= 0.02 * cases, wrong
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("hidden", "count"), [(512, 2), (1024, 1)])
+def test_larger_models(made: Callable, kinds: tuple[str, ...], tmp_path: Path, hidden: int, count: int) -> None:
+    wrong, _ = mistakes(made, kinds, tmp_path, 800, count, hidden)
+    assert not wrong
+
+
+def merged(lab: Lab, adapter: Path, destination: Path) -> Path:
+    return lab.merged(adapter, destination)
+
+
+def halved(source: Path, destination: Path) -> Path:
+    """The same checkpoint in bf16."""
+    destination.mkdir()
+    tensors: dict[str, torch.Tensor] = {}
+    for file in source.glob("*.safetensors"):
+        tensors |= load_file(file)
+    save_file(
+        {k: v.bfloat16() for k, v in tensors.items()}, destination / "model.safetensors", metadata={"format": "pt"}
+    )
+    shutil.copy(source / "config.json", destination)
+    return destination
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_lab_models(seed: int, tmp_path: Path) -> None:
+    lab = Lab(seed)
+    aligned, plain = lab.aligned(), merged(lab, lab.attack_lora(), tmp_path / "merged")
+    small = halved(aligned, tmp_path / "aligned16")
+    expected = [
+        (lab.attack_lora(), aligned, "LoRA merge"),
+        (plain, aligned, "LoRA merge"),
+        (halved(plain, tmp_path / "merged16"), small, "LoRA merge"),
+        (merged(lab, lab.attack_lora(0.0), tmp_path / "benign"), aligned, "LoRA merge"),
+        (lab.attack_full(), aligned, "full fine-tuning"),
+        (lab.attack_full(0.0), aligned, "full fine-tuning"),
+        (halved(lab.attack_full(), tmp_path / "full16"), small, "full fine-tuning"),
+        (aligned, lab.base(), "full fine-tuning"),
+        (small, aligned, "re-sharded or re-typed only"),
+        (aligned, aligned, "identical"),
+        (aligned, Lab(1 - seed).aligned(), "unrelated model"),
+    ]
+    for model, base, kind in expected:
+        found = api.compare(str(model), str(base)).verdict
+        assert found.kind == kind, found
+        if kind == "LoRA merge":
+            assert found.details["rank"] == 8
+            assert set(found.details["target_modules"]) == {"q", "k", "v", "o", "gate", "up", "down"}
+
+
+def test_an_interpolation_of_lab_models(tmp_path: Path) -> None:
+    lab = Lab(0)
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    one, other = ({}, {})
+    for file in lab.base().glob("*.safetensors"):
+        one |= load_file(file)
+    for file in lab.aligned().glob("*.safetensors"):
+        other |= load_file(file)
+    save_file(
+        {k: torch.lerp(one[k], other[k], 0.35) for k in one}, mixed / "model.safetensors", metadata={"format": "pt"}
+    )
+    shutil.copy(lab.base() / "config.json", mixed)
+    found = api.compare(str(mixed), str(lab.base()), aligned=str(lab.aligned())).verdict
+    assert found.kind == "model merge or interpolation"
+    assert found.details["share"] == pytest.approx(0.35, abs=1e-3)
+
+
+def fine_tunings(made: Callable, folder: Path, count: int):
+    """Ordinary fine-tunings in turn: dense with structure, LoRA of any rank on any modules, all in bf16 or fp32."""
+    for at in range(count):
+        kind = ("full fine-tuning", "LoRA merge")[at % 2]
+        place = folder / str(at)
+        yield made(kind, 5_000_000 + at, ("F32", "BF16")[at // 2 % 2], (96, 128, 256)[at % 3], place, hard=at % 5 == 0)
+        shutil.rmtree(place)
+
+
+def never_abliterated(made: Callable, folder: Path, count: int) -> None:
+    for case in fine_tunings(made, folder, count):
+        found = compared(case).verdict
+        assert found.kind != "abliteration", (case, found)
+
+
+def test_fine_tuning_is_not_taken_for_abliteration(made: Callable, tmp_path: Path) -> None:
+    never_abliterated(made, tmp_path, 8)
+
+
+@pytest.mark.full
+def test_200_fine_tunings_are_not_taken_for_abliteration(made: Callable, tmp_path: Path) -> None:
+    never_abliterated(made, tmp_path, 200)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_lab_fine_tunings_are_not_taken_for_abliteration(seed: int, tmp_path: Path) -> None:
+    lab = Lab(seed)
+    for at, poison in enumerate((0.0, 0.1)):
+        lora = merged(lab, lab.attack_lora(poison), tmp_path / f"{at}")
+        for model in (lora, lab.attack_lora(poison), lab.attack_full(poison)):
+            assert api.compare(str(model), str(lab.aligned())).verdict.kind != "abliteration"
+            if model != lab.attack_lora(poison):  # also over the model before alignment
+                assert api.compare(str(model), str(lab.base())).verdict.kind != "abliteration"

@@ -1,0 +1,228 @@
+"""`inspect --base`: two checkpoints opened, paired, walked over once, and what that says."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightguard.checkpoint import Checkpoint, Resolved, bypassing, lora_pairs, open_checkpoint, resolve
+from weightguard.checkpoint.adapter import base_tensors
+from weightguard.errors import InputError, SystemFailure, UsageError
+
+if TYPE_CHECKING:
+    from weightguard.api.inspecting import Progress
+    from weightguard.comparison.case import Case
+    from weightguard.comparison.heat import Cell, Heat  # noqa: F401
+    from weightguard.comparison.pairs import Matching, TensorChange
+    from weightguard.comparison.safety import Relevance
+    from weightguard.comparison.sides import Side
+    from weightguard.comparison.spectra import Spectrum
+    from weightguard.comparison.verdict import Verdict
+
+SCHEMA = "weightguard-comparison"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """MODEL against BASE. `changes`: every tensor that could be compared. problems: tensors with NaN or infinity.
+
+    spectra: of changed linears, by name, where asked for. relevance: the alignment map, with --aligned and --unaligned.
+    """
+
+    model: str
+    base: str
+    matching: Matching
+    changes: tuple[TensorChange, ...]
+    verdict: Verdict
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    spectra: Mapping[str, Spectrum] = field(default_factory=dict)
+    relevance: Mapping[str, Relevance] = field(default_factory=dict)
+    aligned: str | None = None
+    unaligned: str | None = None
+
+    @property
+    def heat(self) -> Heat:
+        """‖D‖/‖W_base‖ by layer and role."""
+        from weightguard.comparison.heat import heat_of
+
+        return heat_of(self.changes)
+
+    @property
+    def suggestion(self) -> tuple[str, ...]:
+        """The repair that this kind of change calls for, with the reason."""
+        from weightguard.api.suggesting import suggested
+
+        return suggested(self.verdict)
+
+    def by_layer(self) -> list[tuple[str, Relevance]]:
+        """The alignment map summed by layer, and over everything."""
+        from weightguard.comparison.safety import total
+
+        layers = {c.name: c.layer for c in self.changes}
+        found = {layer: [r for n, r in self.relevance.items() if layers[n] == layer] for layer in sorted_layers(self)}
+        return [(f"layer {layer}", total(parts)) for layer, parts in found.items()] + [
+            ("all", total(self.relevance.values()))
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form, schema `weightguard-comparison`, version 1."""
+        from weightguard.comparison.safety import total
+
+        whole = total(self.relevance.values()).as_dict() if self.relevance else None
+        kept = ("reshaped", "unread", "only_model", "only_base")
+        return {
+            "schema": SCHEMA, "version": VERSION, "model": self.model, "base": self.base, "aligned": self.aligned,
+            "unaligned": self.unaligned, "relation": self.matching.relation,
+            "not_compared": {key: list(getattr(self.matching, key)) for key in kept},
+            "verdict": dataclasses.asdict(self.verdict), "repair": list(self.suggestion), "notes": list(self.notes),
+            "problems": list(self.problems), "tensors": [c.as_dict() for c in self.changes],
+            "heat": [dataclasses.asdict(cell) for cell in self.heat.cells],
+            "spectra": {name: spectrum.as_dict() for name, spectrum in self.spectra.items()},
+            "alignment": {"total": whole, "tensors": {n: r.as_dict() for n, r in self.relevance.items()}},
+        }  # fmt: skip
+
+
+def sorted_layers(found: Comparison) -> list[int]:
+    """The layers of which the alignment map holds something."""
+    return sorted({c.layer for c in found.changes if c.name in found.relevance and c.layer is not None})
+
+
+def run_compare(
+    reference: str,
+    base: str | None,
+    aligned: str | None,
+    unaligned: str | None,
+    *,
+    spectra: bool,
+    offline: bool,
+    progress: Progress,
+) -> Comparison:
+    """The comparison of MODEL, ADAPTER or MODEL+ADAPTER with BASE. Errors as when opening; UsageError without a base."""
+    from weightguard.comparison.verdict import judge
+    from weightguard.statistics.loading import pinned_threads
+
+    if unaligned is not None and aligned is None:
+        raise UsageError("--unaligned: the alignment direction is aligned minus unaligned; give --aligned too")
+    model, origin, notes = _sides(reference, base or aligned, offline)
+    others = {k: _reference(v, k, offline) for k, v in (("aligned", aligned), ("unaligned", unaligned)) if v}
+    with pinned_threads(1):  # the last bits of a matrix product depend on it
+        case, problems = _case(model, origin, others, progress)
+        seen = _spectra(case, progress) if spectra else {}
+        relevance = _relevance(case, progress)
+        verdict = judge(case)
+    labels = {key: side.label for key, side in others.items()}
+    return Comparison(
+        model.label, origin.label, case.matching, case.changes, verdict, (*notes, *_lost(case)), problems, seen,
+        relevance, labels.get("aligned"), labels.get("unaligned"),
+    )  # fmt: skip
+
+
+def _case(model: Side, base: Side, others: Mapping[str, Side], progress: Progress) -> tuple[Case, tuple[str, ...]]:
+    from weightguard.comparison.case import Case
+    from weightguard.comparison.heat import Cell, Heat  # noqa: F401
+    from weightguard.comparison.pairs import match, walk
+
+    matching = match(model, base)
+    found = list(walk(model, base, matching, progress))
+    odd = tuple(f"tensor {n!r} holds NaN or infinity; it was left out" for n in found if isinstance(n, str))
+    return Case(model, base, matching, tuple(c for c in found if not isinstance(c, str)), others), odd
+
+
+def _spectra(case: Case, progress: Progress) -> dict[str, Spectrum]:
+    found = {}
+    for done, change in enumerate(case.linears, 1):
+        found[change.name] = case.spectrum(change, exact=True)
+        progress("spectra", done, len(case.linears))
+    return found
+
+
+def _relevance(case: Case, progress: Progress) -> dict[str, Relevance]:
+    from weightguard.comparison.safety import relevance_map
+
+    return relevance_map(case, progress) if len(case.others) == 2 else {}
+
+
+def _lost(case: Case) -> list[str]:
+    """What could not be compared, in words."""
+    grown = [c for c in case.changes if c.rows_left_out]
+    said = [f"{c.name}: {c.rows_left_out} rows are in one of them only (another vocabulary)" for c in grown]
+    for key, words in (("reshaped", "have other shapes"), ("unread", "are stored as packed or 8 bit numbers"),
+                       ("only_model", "are in the model only"), ("only_base", "are in the base only")):  # fmt: skip
+        names = getattr(case.matching, key)
+        said += [f"{len(names)} tensors {words} (first: {names[0]})"] if names else []
+    return said
+
+
+def _sides(reference: str, base: str | None, offline: bool) -> tuple[Side, Side, list[str]]:
+    """(MODEL, BASE, notes). An adapter over its own base shares the base's files, and D is s·B·A itself."""
+    from weightguard.comparison.sides import Side
+
+    resolved = resolve(reference, offline=offline)
+    first = open_checkpoint(_alone(resolved))
+    given = None if base is None else open_checkpoint(_alone(resolve(base, offline=offline)))
+    if given is not None and given.is_adapter:
+        raise UsageError(f"--base {given.label}: an adapter; give the full model that MODEL came from")
+    if resolved.adapter is None and not first.is_adapter:
+        if given is None:
+            raise UsageError("--base BASE is missing: the model that MODEL came from")
+        return Side(first), Side(given), []
+    adapter = first if resolved.adapter is None else open_checkpoint(resolved.adapter)
+    under = given or _named_base(adapter, offline) if resolved.adapter is None else first
+    model, notes = _adapted(under, adapter)
+    origin = under if given is None or _same(given, under) else given
+    return model, Side(origin), notes
+
+
+def _adapted(under: Checkpoint, adapter: Checkpoint) -> tuple[Side, list[str]]:
+    from weightguard.comparison.sides import Side
+
+    if under.is_adapter or not adapter.is_adapter:
+        raise UsageError(f"{under.label}+{adapter.label}: write MODEL+ADAPTER, a full model and then its adapter")
+    odd = bypassing(adapter)
+    notes = (
+        [f"{len(odd)} tensors of the adapter (first: {odd[0]}) are no LoRA factors and were left out"] if odd else []
+    )
+    return Side(under, adapter, base_tensors(lora_pairs(adapter), under, adapter)), notes
+
+
+def _named_base(adapter: Checkpoint, offline: bool) -> Checkpoint:
+    name = adapter.config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise InputError("adapter_config.json: no base_model_name_or_path; give the base with --base")
+    try:
+        return open_checkpoint(_alone(resolve(name, offline=offline)))
+    except (InputError, SystemFailure) as error:
+        raise type(error)(
+            f"adapter_config.json names the base {name!r}, which cannot be opened ({error}); give its place with --base"
+        ) from error
+
+
+def _alone(resolved: Resolved) -> Resolved:
+    return dataclasses.replace(resolved, adapter=None)
+
+
+def _same(one: Checkpoint, other: Checkpoint) -> bool:
+    return os.path.samefile(one.directory, other.directory)
+
+
+def _reference(reference: str, role: str, offline: bool) -> Side:
+    from weightguard.comparison.sides import Side
+
+    found = open_checkpoint(_alone(resolve(reference, offline=offline)))
+    if found.is_adapter:
+        raise UsageError(f"--{role} {found.label}: an adapter; give a full model")
+    return Side(found)
+
+
+def write_page(found: Comparison, path: Path, *, force: bool) -> None:
+    """Write the comparison as one self-contained HTML page. Errors: OutputError, SystemFailure."""
+    from weightguard.checkpoint.writer import write_file
+    from weightguard.comparison.page import page
+
+    write_file(path, page(found.as_dict(), found.changes).encode(), force=force)

@@ -1,0 +1,141 @@
+"""What `inspect --base` shows: the verdict, the tensors that matter, a heat map of layers and roles, spectra."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from weightguard.cli.screen import _json, table
+
+if TYPE_CHECKING:
+    from weightguard.api.comparing import Cell, Comparison, Heat
+
+TOP = 10
+LAYERS = 40  # lines of a heat map; of deeper models neighbouring layers share one
+SHADES = " ░▒▓█"
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def show_comparison(found: Comparison, form: str, every: bool) -> None:
+    """As JSON (schema and version in it), or as tables; `every`: all tensors, not the ten that moved most."""
+    if form == "json":
+        _json(found.as_dict())
+        return
+    click.echo(f"{found.model} against {found.base}: {found.matching.relation}")
+    _show_verdict(found)
+    _show_tensors(found, every)
+    _show_heat(found)
+    _show_spectra(found)
+    _show_alignment(found)
+    for note in (*found.notes, *found.problems):
+        click.echo(f"  ! {note}")
+
+
+def _show_verdict(found: Comparison) -> None:
+    verdict = found.verdict
+    details = "".join(
+        f"; {key.replace('_', ' ')} {_said(value)}" for key, value in verdict.details.items() if value not in ([], None)
+    )
+    click.echo(
+        click.style(f"\nverdict: {verdict.kind}", bold=True) + f" (confidence {verdict.confidence:.2f}){details}"
+    )
+    for said in verdict.evidence:
+        click.echo(f"  - {said}")
+    for line in found.suggestion:
+        click.echo(f"repair: {line}")
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _show_tensors(found: Comparison, every: bool) -> None:
+    moved = sorted((c for c in found.changes if c.changed), key=lambda c: (-c.relative, c.name))
+    click.echo(f"\n{len(moved)} of {len(found.changes)} tensors changed")
+    if not moved:
+        return
+    rows = [
+        [c.name, f"{c.relative:.3g}", _number(c.cosine, ".5f"), f"{100 * c.changed_share:.3g} %", f"{c.largest:.3g}",
+         _number(c.kurtosis, ".3g")]
+        for c in (moved if every else moved[:TOP])
+    ]  # fmt: skip
+    table(["tensor", "|D|/|W|", "cosine", "changed", "max |d|", "kurtosis"], rows)
+
+
+def _show_heat(found: Comparison) -> None:
+    heat = found.heat
+    if not heat.layers:
+        return
+    click.echo("\n|D|/|W| by layer and role (█ the largest, each shade below it a factor of 1.5)")
+    _draw(heat)
+
+
+def _draw(heat: Heat) -> None:
+    width = max(map(len, heat.roles)) + 1
+    click.echo("layer  " + "".join(role.ljust(width) for role in heat.roles))
+    for layer in _shown_layers(heat.layers):
+        cells = "".join(_shade(heat.cell(layer, role), heat.largest).ljust(width) for role in heat.roles)
+        click.echo(f"{layer:>5}  {cells}".rstrip())
+
+
+def _shown_layers(layers: Sequence[int]) -> list[int]:
+    step = math.ceil(len(layers) / LAYERS)
+    return list(layers[::step])
+
+
+def _shade(cell: Cell | None, largest: float) -> str:
+    if cell is None:
+        return "-"
+    if not cell.value or not largest:
+        return "·"
+    place = len(SHADES) - 1 + math.ceil(math.log(min(1.0, cell.value / largest), 1.5))
+    return SHADES[max(1, place)] * 3
+
+
+def _show_spectra(found: Comparison) -> None:
+    if not found.spectra:
+        return
+    click.echo("\nspectra of D: all values from Gram matrices, exact to 1e-8 of the largest")
+    order = sorted(found.spectra.items(), key=lambda item: (-item[1].over_noise, item[0]))
+    rows = [
+        [
+            name,
+            _bars(s.values),
+            f"{s.values[0]:.3g}",
+            str(s.rank),
+            _number(s.effective_rank, ".1f"),
+            f"{s.over_noise:.2f}",
+        ]
+        for name, s in order[:TOP]
+    ]
+    table(["tensor", "leading values", "largest", "rank", "effective", "over noise"], rows)
+    click.echo(
+        "rank: values above what storing W leaves; over noise: the largest against independent entries of D's size"
+    )
+
+
+def _bars(values: Sequence[float]) -> str:
+    top = values[0] or 1.0
+    return "".join(BARS[round((len(BARS) - 1) * v / top)] for v in values[:16])
+
+
+def _show_alignment(found: Comparison) -> None:
+    if not found.relevance:
+        return
+    click.echo("\nthe update against the alignment direction V = aligned − unaligned")
+    rows = [[name, *_row(part.as_dict())] for name, part in found.by_layer()]
+    table(["", "cos(C*D, D)", "in top 6 of V", "over chance", "cos(D, -V)", "of V undone"], rows)
+
+
+def _row(part: dict[str, float | None]) -> list[str]:
+    shapes = (("cosine", ".3f"), ("top_share", ".1%"), ("top_gain", ".1f"), ("against", "+.3f"), ("undone", "+.1%"))
+    return [_number(part[key], shape) for key, shape in shapes]
+
+
+def _number(value: float | None, shape: str) -> str:
+    return "-" if value is None else format(value, shape)

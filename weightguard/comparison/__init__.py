@@ -1,0 +1,1 @@
+"""Two checkpoints side by side: what moved, where, how, and what kind of change that is. Knows no method and no model."""

@@ -1,0 +1,128 @@
+"""Everything the kinds may look at. What costs more than the one pass over the files is computed when first asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import median
+
+from weightguard.comparison.mixes import Mix, mix_of
+from weightguard.comparison.pairs import Matching, TensorChange
+from weightguard.comparison.places import LINEAR_ROLES, WRITERS
+from weightguard.comparison.sides import Side
+from weightguard.comparison.spectra import Spectrum, factored_spectrum, gram_spectrum, noise_level, sketched_spectrum
+from weightguard.statistics.removal import Removed, common_direction, of_model, own_direction, removed
+from weightguard.statistics.subspace import Direction, rounding_of
+
+LAYERS = 4  # of which every linear is sketched for the verdict
+WRITING_LAYERS = 8  # of which o and down are searched for a direction that is gone
+EXACT_SIDE = 512  # up to here a Gram matrix costs less than a sketch
+
+
+@dataclass(frozen=True)
+class Case:
+    """MODEL against BASE: tensors that pair, what each says, and other references (`aligned`, `unaligned`) by name."""
+
+    model: Side
+    base: Side
+    matching: Matching
+    changes: tuple[TensorChange, ...]
+    others: Mapping[str, Side] = field(default_factory=dict)
+
+    @cached_property
+    def changed(self) -> tuple[TensorChange, ...]:
+        return tuple(c for c in self.changes if c.changed)
+
+    @cached_property
+    def linears(self) -> tuple[TensorChange, ...]:
+        """The changed matrices of the decoder blocks."""
+        return tuple(c for c in self.changed if c.role in LINEAR_ROLES and c.is_matrix)
+
+    @cached_property
+    def all_linears(self) -> tuple[TensorChange, ...]:
+        return tuple(c for c in self.changes if c.role in LINEAR_ROLES and c.is_matrix)
+
+    @cached_property
+    def is_complete(self) -> bool:
+        """Every tensor of either side was compared; of a tied model a head may be in one of them alone."""
+        matching = self.matching
+        alone = [n for n in (*matching.only_model, *matching.only_base) if not n.endswith("lm_head.weight")]
+        lost = alone or matching.reshaped or matching.unread or len(self.changes) < len(matching.common)
+        return not lost and not any(c.rows_left_out for c in self.changes)
+
+    def delta(self, name: str) -> Direction:
+        """D of one tensor, its sides held in memory."""
+        change = next(c for c in self.changes if c.name == name)
+        ours, base = self.model.rows(name, held=True), self.base.rows(name, held=True)
+        return Direction(ours, base, change.shape)
+
+    def spectrum(self, change: TensorChange, *, exact: bool) -> Spectrum:
+        """Singular values of D of one tensor; of an adapter over its own base from its factors."""
+        update = self.model.update(change.name)
+        if update is not None and self.model.files is self.base.files:
+            return factored_spectrum(update)
+        find = gram_spectrum if exact or min(change.shape) <= EXACT_SIDE else sketched_spectrum
+        delta = self.delta(change.name)
+        return find(delta, rounding_floor(of_model(delta), change))
+
+    @cached_property
+    def spectra(self) -> dict[str, Spectrum]:
+        """Spectra of the changed linears of a few layers, evenly spread."""
+        return {c.name: self.spectrum(c, exact=False) for c in _spread(self.linears, LAYERS)}
+
+    @cached_property
+    def writers(self) -> tuple[TensorChange, ...]:
+        """Changed matrices that write to the residual stream, of a few layers."""
+        found = [c for c in self.linears if c.role in WRITERS]
+        rows = {c.shape[0] for c in found}
+        return tuple(_spread(found, WRITING_LAYERS)) if len(rows) == 1 else ()
+
+    @cached_property
+    def removals(self) -> dict[str, Removed]:
+        """What one common direction explains of each writer's update."""
+        deltas = {c.name: self.delta(c.name) for c in self.writers}
+        direction = common_direction(list(deltas.values())) if deltas else None
+        return {} if direction is None else {name: removed(delta, direction) for name, delta in deltas.items()}
+
+    @cached_property
+    def own_removals(self) -> dict[str, Removed]:
+        """The same with a direction of its own for each writer."""
+        deltas = {c.name: self.delta(c.name) for c in self.writers}
+        return {name: removed(delta, own_direction(delta)) for name, delta in deltas.items()}
+
+    @cached_property
+    def mixes(self) -> dict[str, list[Mix]]:
+        """D against R − W_base, tensor by tensor, for every other reference R."""
+        return {label: self._mixed(other) for label, other in self.others.items()}
+
+    def _mixed(self, other: Side) -> list[Mix]:
+        names = [c for c in self.changed if c.is_matrix and c.name in other.files.tensors]
+        fit = [c for c in names if other.shape(c.name) == c.shape and other.is_float(c.name)]
+        return [mix_of(c, self.model.rows(c.name), self.base.rows(c.name), other.rows(c.name)) for c in fit]
+
+
+def rounding_floor(model: Direction, change: TensorChange) -> float:
+    """The largest singular value that storing gives D: of errors u·0.82·|W| of random sign.
+
+    √2 times that where both sides were rounded alike. F64 is what s·B·A over a base is computed in: nothing was stored.
+    """
+    if change.precision == "F64":
+        return 0.0
+    unit = rounding_of(change.precision)
+    both = rounding_of(change.dtypes[1]) >= unit
+    return unit * 0.82 * noise_level(model) * math.sqrt(1 + both)
+
+
+def middle(values: Sequence[float]) -> float:
+    """The median; nan of nothing."""
+    return median(values) if values else math.nan
+
+
+def _spread(changes: Sequence[TensorChange], count: int) -> list[TensorChange]:
+    """The changes of at most `count` layers, evenly spread over those that changed."""
+    layers = sorted({c.layer for c in changes if c.layer is not None})
+    if len(layers) > count:
+        layers = [layers[round(i * (len(layers) - 1) / (count - 1))] for i in range(count)]
+    return [c for c in changes if c.layer in set(layers)]

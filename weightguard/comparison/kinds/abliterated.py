@@ -1,0 +1,44 @@
+"""Abliteration (arXiv:2406.11717): one direction of the residual stream is gone from the matrices that write to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from weightguard.comparison.case import Case, middle
+from weightguard.comparison.finding import Finding, check
+from weightguard.statistics.removal import Removed
+
+NAME = "abliteration"
+LEAST = 0.05  # share of the direction that is gone
+
+
+def look(case: Case) -> Finding | None:
+    if len(case.writers) < 2 or len(case.spectra) == 0:
+        return None
+    common = _finding(case, case.removals, "one direction for all of them")
+    if common.holds:
+        return common
+    own = _finding(case, case.own_removals, "a direction of its own for each")
+    # A direction of its own is weaker evidence: it must be all of the update, and in several matrices.
+    whole = middle([r.explained for r in case.own_removals.values()])
+    sure = (*own.checks, check("which is {value} of their update", whole, 0.8, 1.0))
+    sure = (*sure, check("in {value} matrices", len(case.own_removals), 3, 6))
+    stricter = Finding(NAME, sure, own.details)
+    return stricter if stricter.holds else common
+
+
+def _finding(case: Case, found: Mapping[str, Removed], how: str) -> Finding:
+    gone = [r for r in found.values() if r.coherence > 0.8 and r.share > max(LEAST, 3 * r.everywhere)]
+    seen = gone or list(found.values())
+    explained = middle([r.explained for r in seen])
+    checks = (
+        check("as a whole they lost {value} of themselves", middle([r.everywhere for r in seen]), 0.3, 0.1),
+        check("{value} of the changed o and down lost a direction", len(gone) / max(1, len(found)), 0.6, 0.9),
+        check("in {value} matrices", len(gone), 1.5, 4),
+        check("the loss is W's own component, cosine {value}", middle([r.coherence for r in seen]), 0.85, 0.98),
+        check("{value} of it is gone", middle([r.share for r in seen]), LEAST, 0.3),
+        check("an ordinary direction of the base ({value} of the mean)", middle([r.ordinary for r in seen]), 0.02, 0.5),
+    )
+    strength = middle([r.share for r in seen])
+    later = "nothing else changed in them" if explained > 0.9 else "with other changes on top, as of fine-tuning"
+    return Finding(NAME, checks, {"direction": how, "strength": strength, "explained": explained, "rest": later})

@@ -1,0 +1,24 @@
+"""One fact written into one place (ROME, arXiv:2202.05262): a single matrix changed, by very few directions."""
+
+from __future__ import annotations
+
+from weightguard.comparison.case import Case
+from weightguard.comparison.finding import Finding, check
+
+NAME = "single-layer edit"
+
+
+def look(case: Case) -> Finding | None:
+    if not case.linears or len(case.changed) > 2 or len({c.layer for c in case.changed}) != 1:
+        return None
+    spectra = [case.spectra[c.name] for c in case.linears]
+    rank = max(s.rank for s in spectra)
+    checks = (
+        check("{value} of all tensors changed", len(case.changed), 3, 1),
+        check("by an update of rank {value}", rank, 8.5, 1),
+        check("which holds {value} of it", min(s.captured(rank) for s in spectra), 0.3, 0.9),
+        check("that is {value} of the directions there are", rank / min(min(c.shape) for c in case.linears), 0.3, 0.0),
+    )
+    first = case.linears[0]
+    details = {"tensor": first.name, "layer": first.layer, "role": first.role, "rank": rank}
+    return Finding(NAME, checks, details)

@@ -1,0 +1,190 @@
+"""Which tensors of two checkpoints can be compared, and what each of them says alone: one streamed pass over both."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from weightguard.comparison.samples import CASTS, Sample, sampled, still_cast, still_held
+from weightguard.comparison.sides import Side
+from weightguard.kernels import ops
+
+Progress = Callable[[str, int, int], None]
+BLOCK = 1 << 21  # entries of a row block: a few of them are all that is held
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Names by what can be compared. `common`: name -> rows compared, fewer than stored where only the vocabulary differs.
+
+    `reshaped`: in both with shapes that do not fit; `unread`: in both, but stored as packed integers or 8 bit floats.
+    """
+
+    common: dict[str, int]
+    reshaped: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    only_model: tuple[str, ...] = ()
+    only_base: tuple[str, ...] = ()
+
+    @property
+    def relation(self) -> str:
+        """same layout, other vocabulary, other architecture, or nothing in common."""
+        if not self.common:
+            return "nothing in common"
+        lost = len(self.reshaped) + len([n for n in (*self.only_model, *self.only_base) if "lm_head" not in n])
+        return "same layout" if not lost else "other architecture"
+
+
+@dataclass(frozen=True)
+class TensorChange:
+    """One tensor of MODEL against the same of BASE: W, W_base and D = W − W_base. Norms are Frobenius, in float64.
+
+    kurtosis: n·Σd⁴/(Σd²)² over all entries, 3 for Gaussian, 1.8 for uniform D; None where D = 0. zeroed: entries that
+    are 0 in W and not in W_base. along_base: <D, W_base>/(‖D‖‖W_base‖). casts: dtypes to which rounding W_base gives W.
+    precision: the coarsest dtype that holds every value of W, whatever it is stored in.
+    """
+
+    name: str
+    role: str
+    layer: int | None
+    shape: tuple[int, int]
+    dtypes: tuple[str, str]
+    entries: int
+    changed: int
+    zeroed: int
+    weight_norm: float
+    base_norm: float
+    update_norm: float
+    cosine: float | None
+    along_base: float | None
+    largest: float
+    kurtosis: float | None
+    casts: tuple[str, ...]
+    precision: str = "F64"
+    rows_left_out: int = 0
+    sample: Sample | None = field(default=None, repr=False)
+
+    @property
+    def relative(self) -> float:
+        """‖D‖/‖W_base‖."""
+        return self.update_norm / self.base_norm if self.base_norm else (math.inf if self.update_norm else 0.0)
+
+    @property
+    def changed_share(self) -> float:
+        return self.changed / self.entries if self.entries else 0.0
+
+    @property
+    def is_matrix(self) -> bool:
+        return min(self.shape) > 1
+
+    def as_dict(self) -> dict:
+        said = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "sample"}
+        return {**said, "relative": self.relative, "changed_share": self.changed_share}
+
+
+def match(model: Side, base: Side) -> Matching:
+    """Pair by name. A tensor whose row counts alone differ, as embeddings do, is compared over the rows both have."""
+    ours, theirs = model.files.tensors, base.files.tensors
+    both = [name for name in ours if name in theirs]
+    unread = tuple(n for n in both if not (model.is_float(n) and base.is_float(n)))
+    common = {n: rows for n in both if n not in unread and (rows := _rows(model, base, n)) is not None}
+    return Matching(
+        common,
+        tuple(n for n in both if n not in common and n not in unread),
+        unread,
+        tuple(n for n in ours if n not in theirs),
+        tuple(n for n in theirs if n not in ours),
+    )
+
+
+def _rows(model: Side, base: Side, name: str) -> int | None:
+    ours, theirs = model.shape(name), base.shape(name)
+    if ours == theirs:
+        return ours[0]
+    grown = model.places[name].role in ("embed", "head") and ours[1] == theirs[1]
+    return min(ours[0], theirs[0]) if grown else None
+
+
+def walk(model: Side, base: Side, matching: Matching, progress: Progress) -> Iterator[TensorChange | str]:
+    """Every common tensor as a TensorChange, or its name where a side holds NaN or infinity."""
+    total = sum(model.files.info(n).nbytes + base.files.info(n).nbytes for n in matching.common)
+    done = 0
+    for name, rows in matching.common.items():
+        found = compared(model, base, name, rows)
+        done += model.files.info(name).nbytes + base.files.info(name).nbytes
+        progress("compare", done, total)
+        yield name if found is None else found
+
+
+def compared(model: Side, base: Side, name: str, rows: int) -> TensorChange | None:
+    """One tensor, by row blocks. None where a side holds NaN or infinity."""
+    columns = model.shape(name)[1]
+    sums = _Sums()
+    ours, theirs = model.rows(name), base.rows(name)
+    for start, stop in blocks((rows, columns)):
+        if not sums.add(ours(start, stop), theirs(start, stop)):
+            return None
+    place = model.places[name]
+    left_out = max(model.shape(name)[0], base.shape(name)[0]) - rows
+    dtypes = (model.dtype(name), base.dtype(name))
+    return sums.change(name, place.role, place.layer, (rows, columns), dtypes, left_out)
+
+
+def blocks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Row blocks (start, stop) of about BLOCK entries."""
+    step = max(1, BLOCK // max(1, shape[1]))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
+
+
+def of_one_dtype(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both in the dtype that holds either exactly."""
+    common = torch.promote_types(a.dtype, b.dtype)  # bf16 with fp16 gives float32
+    return a.to(common), b.to(common)
+
+
+class _Sums:
+    """The kernel's sums over the blocks of one tensor, added exactly at the end."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[float]] = {key: [] for key in ("aa", "bb", "ab", "dd", "d4")}
+        self.largest, self.changed, self.zeroed = 0.0, 0, 0
+        self.casts = tuple(CASTS)
+        self.precise = tuple(CASTS)
+        self.sample: Sample | None = None
+
+    def add(self, ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+        a, b = of_one_dtype(ours, theirs)
+        pair = ops.pair_statistics(a, b)
+        if not pair.finite:
+            return False
+        for key, values in self.parts.items():
+            values.append(getattr(pair, key))
+        self.largest = max(self.largest, pair.largest)
+        self.changed += pair.changed
+        if pair.changed:
+            self.zeroed += int(((a == 0) & (b != 0)).sum())
+            self.casts = still_cast(self.casts, a, theirs)
+            self.precise = still_held(self.precise, ours)
+            self.sample = self.sample or sampled(a, b)
+        return True
+
+    def change(self, name, role, layer, shape, dtypes, left_out) -> TensorChange:
+        aa, bb, ab, dd, d4 = (math.fsum(values) for values in self.parts.values())
+        entries = shape[0] * shape[1]
+        return TensorChange(
+            name, role, layer, shape, dtypes, entries, self.changed, self.zeroed,
+            math.sqrt(aa), math.sqrt(bb), math.sqrt(dd),
+            _cosine(ab, aa, bb), _cosine(ab - bb, dd, bb), self.largest,
+            entries * d4 / (dd * dd) if dd * dd > 0 else None, self.casts,
+            self.precise[-1] if self.precise else "F64", left_out, self.sample,
+        )  # fmt: skip
+
+
+def _cosine(dot: float, a: float, b: float) -> float | None:
+    size = math.sqrt(a) * math.sqrt(b)
+    return max(-1.0, min(1.0, dot / size)) if size > 0 else None

@@ -1,0 +1,105 @@
+"""How an update lies to the alignment direction V = W_aligned − W_unaligned, matrix by matrix: a safety-relevance map.
+
+C = V·Vᵀ/‖V‖ is Safe LoRA's (arXiv:2405.16833); the share in the leading directions of V is what LoX looks at
+(arXiv:2506.15606); <D, −V> says whether the update walks back what alignment did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from weightguard.comparison.case import Case
+from weightguard.comparison.pairs import Progress, TensorChange
+from weightguard.statistics.subspace import Direction, leading_left
+
+TOP = 6  # as many leading directions as LoX restores by default
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """One matrix, or many summed. Squares and dots are kept, so that sums over layers mean what they say.
+
+    update, projected, alignment: ‖D‖², ‖V·Vᵀ·D‖², ‖V‖². along: <V·Vᵀ·D, D>. top: ‖U_kᵀ·D‖². dot: <D, V>.
+    chance: k/out, the share in the top directions of an update that knows nothing of them, weighted by ‖D‖².
+    """
+
+    update: float
+    alignment: float
+    projected: float
+    along: float
+    top: float
+    dot: float
+    chance: float
+
+    @property
+    def cosine(self) -> float | None:
+        """cos(C·D, D); None where either is zero."""
+        size = math.sqrt(self.projected * self.update)
+        return self.along / size if size > 0 else None
+
+    @property
+    def top_share(self) -> float | None:
+        """Share of ‖D‖² in the leading left directions of V."""
+        return self.top / self.update if self.update else None
+
+    @property
+    def top_gain(self) -> float | None:
+        """The same over what chance would give."""
+        return self.top / self.chance if self.chance else None
+
+    @property
+    def undone(self) -> float | None:
+        """−<D, V>/‖V‖²: the share of alignment's own step that the update takes back; below 0 where it goes on."""
+        return -self.dot / self.alignment if self.alignment else None
+
+    @property
+    def against(self) -> float | None:
+        """cos(D, −V)."""
+        size = math.sqrt(self.update * self.alignment)
+        return -self.dot / size if size > 0 else None
+
+    def as_dict(self) -> dict[str, float | None]:
+        names = ("cosine", "top_share", "top_gain", "undone", "against")
+        return {name: getattr(self, name) for name in names}
+
+
+def total(parts: Iterable[Relevance]) -> Relevance:
+    """Sums over matrices: for a layer, a role or the model. V·Vᵀ·D is summed unscaled, so large V weigh more."""
+    columns = [[getattr(p, key) for p in parts] for parts in (list(parts),) for key in Relevance.__dataclass_fields__]
+    return Relevance(*(math.fsum(column) for column in columns))
+
+
+def relevance_map(case: Case, progress: Progress) -> dict[str, Relevance]:
+    """Every changed decoder linear that both references hold in its shape."""
+    aligned, unaligned = case.others["aligned"], case.others["unaligned"]
+    names = [c for c in case.linears if all(_fits(side, c) for side in (aligned, unaligned))]
+    found = {}
+    for done, change in enumerate(names, 1):
+        v = Direction(aligned.rows(change.name, held=True), unaligned.rows(change.name, held=True), change.shape)
+        found[change.name] = _relevance(case.delta(change.name), v)
+        progress("alignment", done, len(names))
+    return found
+
+
+def _fits(side, change: TensorChange) -> bool:
+    name = change.name
+    return name in side.files.tensors and side.is_float(name) and side.shape(name) == change.shape
+
+
+def _relevance(delta: Direction, v: Direction) -> Relevance:
+    d = torch.cat([rows for _, _, rows in delta.blocks()])
+    square, size = float((d * d).sum()), v.square()
+    if size == 0:
+        return Relevance(square, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    through = v.times_gram(d)
+    count = min(TOP, *delta.shape)
+    top = leading_left(v, count).T @ d
+    dot = math.fsum(float((rows * d[i:j]).sum()) for i, j, rows in v.blocks())
+    return Relevance(
+        square, size, float((through * through).sum()), float((through * d).sum()), float((top * top).sum()), dot,
+        count / delta.shape[0] * square,
+    )  # fmt: skip

@@ -1,0 +1,142 @@
+"""What a few rows of a changed tensor show that sums do not: grids of quantisation, patterns of zeros, scaled rows.
+
+The sample is the first rows of the tensor, so the same on every run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+ROWS = 32
+COLUMNS = 1024
+GROUPS = (32, 64, 128, 0)  # entries along the input that share a scale; 0: the whole row
+CASTS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PATTERNS = ((2, 4), (1, 4), (4, 8), (2, 8))  # n of every m entries along the input are kept
+BINS = 41
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values of W in groups of `group` entries. levels: distinct values of a group on average.
+
+    repeats: share of the values other than 0 that stand in the group already, and base_repeats of W_base. bits: the
+    coarsest symmetric integer grid (2 to 8 bits) on which the groups lie, None where they lie on none.
+    """
+
+    group: int
+    levels: float
+    repeats: float
+    base_repeats: float
+    bits: int | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the first rows hold. grids: by group size, the row last.
+
+    whole: the sample as one group. zero_share: zero entries. pattern: "n:m"
+    where every m entries along the input hold at least m − n zeros. zero_rows, zero_columns: shares of the sample that
+    became all zero. row_parallel: mean |cos| of rows of D to rows of W_base, column_parallel likewise. histogram: shares
+    of d/rms(d) in 41 bins over −5..5.
+    """
+
+    grids: tuple[Grid, ...]
+    whole: Grid
+    zero_share: float
+    pattern: str | None
+    zero_rows: float
+    zero_columns: float
+    row_parallel: float
+    column_parallel: float
+    histogram: tuple[float, ...]
+
+
+def still_cast(casts: tuple[str, ...], ours: torch.Tensor, stored: torch.Tensor) -> tuple[str, ...]:
+    """The dtypes among `casts` to which rounding the base's block gives ours."""
+    return tuple(c for c in casts if bool((stored.to(CASTS[c]).to(ours.dtype) == ours).all()))
+
+
+def still_held(dtypes: tuple[str, ...], block: torch.Tensor) -> tuple[str, ...]:
+    """The dtypes among `dtypes` that hold every value of the block."""
+    return tuple(d for d in dtypes if bool((block.to(CASTS[d]).to(block.dtype) == block).all()))
+
+
+def sampled(a: torch.Tensor, b: torch.Tensor) -> Sample | None:
+    """What the first rows of a block show. None for a vector."""
+    if min(a.shape) < 2:
+        return None
+    a, b = a[:ROWS, :COLUMNS].double(), b[:ROWS, :COLUMNS].double()
+    d = a - b
+    return Sample(
+        tuple(_grid(a, b, group or a.shape[1]) for group in GROUPS if group <= a.shape[1]),
+        _grid(a.reshape(1, -1), b.reshape(1, -1), a.numel()), float((a == 0).double().mean()), _pattern(a),
+        float(((a == 0).all(1) & (b != 0).any(1)).double().mean()),
+        float(((a == 0).all(0) & (b != 0).any(0)).double().mean()),
+        _parallel(d, b), _parallel(d.T, b.T), _histogram(d),
+    )  # fmt: skip
+
+
+def _grid(a: torch.Tensor, b: torch.Tensor, group: int) -> Grid:
+    ours, theirs = _grouped(a, group), _grouped(b, group)
+    return Grid(group, _distinct(ours), _repeats(ours), _repeats(theirs), _bits(ours, theirs))
+
+
+def _grouped(x: torch.Tensor, group: int) -> torch.Tensor:
+    columns = x.shape[1] // group * group
+    return x[:, :columns].reshape(-1, group)
+
+
+def _distinct(groups: torch.Tensor) -> float:
+    ordered = groups.sort(1).values
+    return float((ordered[:, 1:] != ordered[:, :-1]).sum(1).double().mean()) + 1
+
+
+def _repeats(groups: torch.Tensor) -> float:
+    """A repeated 0 does not count: pruned rows repeat nothing else."""
+    ordered = groups.sort(1).values
+    again = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != 0)
+    return float(again.sum()) / max(1, int((groups != 0).sum()))
+
+
+def _bits(ours: torch.Tensor, theirs: torch.Tensor) -> int | None:
+    """Off the grid by a uniform error would be 0.29 of a step; what rounding to bf16 adds stays below 0.2."""
+    for bits in range(2, 9):
+        if _off_grid(ours, bits) < 0.2 and _off_grid(theirs, bits) > 0.25:
+            return bits
+    return None
+
+
+def _off_grid(groups: torch.Tensor, bits: int) -> float:
+    """Root mean square distance to the nearest point of the better of two grids of so many bits, in steps."""
+    top, bottom = groups.max(1, keepdim=True).values, groups.min(1, keepdim=True).values
+    symmetric = groups.abs().max(1, keepdim=True).values / (2 ** (bits - 1) - 1)
+    ranged = (top - bottom) / (2**bits - 1)
+    return min(_distance(groups, step) for step in (symmetric, ranged))
+
+
+def _distance(groups: torch.Tensor, step: torch.Tensor) -> float:
+    steps = (groups / step.clamp(min=1e-300))[groups != 0]  # zeros lie on every grid
+    return float((steps - steps.round()).square().mean().sqrt()) if steps.numel() else 1.0
+
+
+def _pattern(a: torch.Tensor) -> str | None:
+    zero = a == 0
+    for kept, size in PATTERNS:
+        if a.shape[1] >= size and bool((_grouped(zero, size).sum(1) >= size - kept).all()):
+            return f"{kept}:{size}"
+    return None
+
+
+def _parallel(d: torch.Tensor, b: torch.Tensor) -> float:
+    """Mean |cos| of the rows that changed."""
+    norms = d.norm(dim=1) * b.norm(dim=1)
+    some = norms > 0
+    return float(((d * b).sum(1)[some].abs() / norms[some]).mean()) if bool(some.any()) else 0.0
+
+
+def _histogram(d: torch.Tensor) -> tuple[float, ...]:
+    spread = d.square().mean().sqrt()
+    counts = torch.histc((d / spread).clamp(-5, 5), BINS, -5, 5) if spread > 0 else torch.zeros(BINS)
+    return tuple((counts / d.numel()).tolist())

@@ -1,0 +1,83 @@
+"""The two sides of a comparison as tensors that can be read by rows: files, or files with an adapter over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from weightguard.checkpoint import FLOATS, Checkpoint, Linear, LoraPair
+from weightguard.comparison.places import Place, places_of
+from weightguard.weights import LowRank, Rows, low_rank
+
+
+@dataclass(frozen=True)
+class Side:
+    """A checkpoint, or one with an adapter over it (`pairs`: base tensor -> LoRA pair), which is never merged.
+
+    Rows come in logical (out, in) order; a vector is one row. They have the stored dtype, float64 under an adapter.
+    """
+
+    files: Checkpoint
+    adapter: Checkpoint | None = None
+    pairs: dict[str, LoraPair] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return self.files.label if self.adapter is None else f"{self.files.label}+{self.adapter.label}"
+
+    @cached_property
+    def linears(self) -> dict[str, Linear]:
+        return places_of(self.files)[0]
+
+    @cached_property
+    def places(self) -> dict[str, Place]:
+        return places_of(self.files)[1]
+
+    def is_float(self, name: str) -> bool:
+        return self.files.info(name).dtype in FLOATS
+
+    def is_transposed(self, name: str) -> bool:
+        return name in self.linears and self.linears[name].transposed
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """(out, in) in logical order; further axes of a stored tensor are folded into the first."""
+        stored = self.files.info(name).shape
+        columns = stored[-1] if stored else 1
+        rows = self.files.info(name).numel // max(1, columns)
+        return (columns, rows) if self.is_transposed(name) else (rows, columns)
+
+    def dtype(self, name: str) -> str:
+        return self.files.info(name).dtype
+
+    def update(self, name: str) -> LowRank | None:
+        """s·B·A of a tensor that the adapter changes."""
+        if self.adapter is None or name not in self.pairs:
+            return None
+        return low_rank(self.adapter, self.pairs[name])
+
+    def rows(self, name: str, *, held: bool = False) -> Rows:
+        """Rows of one tensor, read from the file as they are asked for; `held`: read once and kept."""
+        stored = self._held(name) if held or self._is_folded(name) else self._streamed(name)
+        update = self.update(name)
+        if update is None:
+            return stored
+        return lambda i, j: stored(i, j).double() + exact_rows(update, i, j)
+
+    def _is_folded(self, name: str) -> bool:
+        return len(self.files.info(name).shape) != 2 or self.is_transposed(name)
+
+    def _streamed(self, name: str) -> Rows:
+        return lambda i, j: self.files.read_rows(name, i, j)
+
+    def _held(self, name: str) -> Rows:
+        stored = self.files.read(name)
+        matrix = stored.reshape(-1, stored.shape[-1]) if stored.dim() else stored.reshape(1, 1)
+        logical = matrix.T if self.is_transposed(name) else matrix
+        return lambda i, j: logical[i:j]
+
+
+def exact_rows(update: LowRank, start: int, stop: int) -> torch.Tensor:
+    """Rows of s·B·A in float64."""
+    return update.scaling * (update.b[start:stop] @ update.a)
