@@ -9,16 +9,15 @@ from typing import Any
 import numpy
 import pytest
 
+from weightguard import methods
+
 UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"
 A = ["--aligned", "aligned"]
 H = ["--harmful", "harmful.jsonl"]
 S = ["--stats", "stats"]
 M = ["--method", "magnitude", "--group", "row"]
 O = ["-o", "out"]  # noqa: E741
-METHODS = (
-    "antidote, gradient-reset, magnitude, prune, random, realign, refit, remove-ranks, restore, safe-lora, "
-    "safety-vector, scale, truncate"
-)
+METHODS = ", ".join(methods.METHODS)
 # what is done to the place, the command, the exit code, the line
 Case = tuple[Callable[[Any], object], list[str], int, str]
 
