@@ -183,6 +183,7 @@ def test_bf16_says_what_rounding_cost_and_stays_bf16(
     tuned, aligned = checkpoint("llama", "bfloat16"), checkpoint("llama", "bfloat16", kind="aligned")
     result = wg.repair(tuned, method="refit", aligned=str(aligned), **files, out=tmp_path / "out", threads=1)
     assert all(1e-4 < said["rounding"] < 4e-3 for said in result.plan.evidence.values())
+    assert any("rounding to the stored dtype" in note for note in result.report.notes)
     out = open_checkpoint(resolve(str(tmp_path / "out")))
     assert {out.info(name).dtype for name in result.plan.edits} == {"BF16"}
     wg.verify(tmp_path / "out", against=str(tuned))

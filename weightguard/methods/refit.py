@@ -65,7 +65,7 @@ class Refit(FromBehaviour):
             for name, edit, said in self._solved(site, walk.positions, inputs):
                 edits[name], evidence[name] = edit, said
         target = self.target if self.rank is None else "adapter"
-        return Plan(self.NAME, self.PAPER, target, settings(self), edits, evidence, _lost(evidence, self.rank))
+        return Plan(self.NAME, self.PAPER, target, settings(self), edits, evidence, _notes(evidence, self.rank))
 
     def _solved(self, site: Site, positions: Any, inputs: Inputs) -> Iterator[tuple[str, Edit, dict[str, Any]]]:
         from weightguard.weights import open_weights
@@ -106,9 +106,15 @@ def _factored(name: str, aligned: torch.Tensor, moved: torch.Tensor, rank: int) 
     return LowRank(name, left.numpy(), right.numpy()), aligned + left.double() @ right.double(), said
 
 
-def _lost(evidence: dict[str, dict[str, Any]], rank: int | None) -> tuple[str, ...]:
-    if rank is None:
-        return ()
+def _notes(evidence: dict[str, dict[str, Any]], rank: int | None) -> tuple[str, ...]:
+    """What storing costs, where it is more than float32's own rounding."""
+    if rank is not None:
+        return _lost(evidence, rank)
+    most = max((said["rounding"] for said in evidence.values()), default=0.0)
+    return (f"rounding to the stored dtype moves the solution by up to {most:.1e} of a tensor",) if most > 1e-6 else ()
+
+
+def _lost(evidence: dict[str, dict[str, Any]], rank: int) -> tuple[str, ...]:
     whole, kept = (sum(said[key] for said in evidence.values()) for key in ("energy", "energy_kept"))
     shares = {name: 1 - said["energy_kept"] / said["energy"] for name, said in evidence.items() if said["energy"]}
     worst = max(shares, key=lambda name: shares[name], default="")
