@@ -250,3 +250,13 @@ def test_salora_from_prompts_and_from_what_is_shipped(
         notes = wg.finetune(str(source), out=tmp_path / name, **given).notes
         assert any(("own greedy one" if safety else "shipped with weightguard") in note for note in notes), notes
         assert any(note.startswith("utility data: ") for note in notes)
+
+
+def test_a_start_that_c_wipes_out_is_said(checkpoint: Build, data: Mapping[str, Path], tmp_path: Path) -> None:
+    """The same rows for safety and task: V_s is V_t, and nothing of C B0 is left."""
+    same = str(data["harmful"])
+    given = options(data, safety=same, utility=same, lora="r=2,targets=v_proj", **SALORA)
+    for start, said in (("task", 1), ("zero", 0)):
+        result = wg.finetune(str(checkpoint("llama")), out=tmp_path / start, start=start, **given)
+        assert sum("C leaves 0% of the task start" in note for note in result.notes) == said
+        assert all(facts["smallest_angle"] < 1e-3 for facts in result.starts.values())

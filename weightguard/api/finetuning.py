@@ -105,7 +105,7 @@ def run_finetune(
 ) -> Finetuned:
     """The whole run. Nothing is trained before everything that can be checked was checked."""
     job = _job(reference, guard, options, lora, recipe, sources, output, running, offline)
-    found, note = encoded(job.subject, sources.data, "data", "response", sources.limit, running)
+    found, note = encoded(job.subject, sources.data, "training", "response", sources.limit, running)
     job.notes.extend([note, *data_notes(found)])
     model, losses, finished, state = _trained(job, found, progress)
     facts = _facts(job, found, losses, finished)
@@ -271,10 +271,22 @@ def _with_directions(job: Job, model: Any, found: EncodedSet, progress: Progress
     state = _state(job, found)
     begun = state.check().extras if job.output.resume else None
     guard = measured(job, model, safety, task, progress) if begun is None else job.guard.with_tensors(begun)
+    job.notes.extend(_start_notes(guard))
     wanted = job.lora.doubled() if guard.halves == 2 else job.lora
     model = adapted(model, wanted, job.tensors, _base_name(job.subject), job.recipe.seed)
     guard.initialise(model)
     return model, guard, dataclasses.replace(state, extras=guard.tensors())
+
+
+def _start_notes(guard: Any) -> list[str]:
+    kept = sorted(start.facts["initialisation_kept"] for start in guard.starts.values())
+    middle = kept[len(kept) // 2]
+    if guard.start == "zero" or middle >= 0.5:
+        return []
+    return [
+        f"task and safety use much the same output directions: C leaves {middle:.0%} of the task start in the median module, "
+        f"and from there the same --lr moves further than plain LoRA does; --start zero begins without"
+    ]
 
 
 def _base_name(subject: Subject) -> str:
