@@ -49,7 +49,7 @@ def _text(name: str) -> str:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise CheckpointError(f"{ascii(name)}: the name of this file is not UTF-8; rename it") from None
+        raise CheckpointError(f"{name!a}: the name of this file is not UTF-8; rename it") from None
     return name
 
 
