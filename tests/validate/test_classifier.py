@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,15 @@ def save(folder: Path, family: str, labels: list[str], **config: Any) -> Path:
     return folder
 
 
-def stock(folder: Path, exchange: Exchange, text: str | None = None) -> torch.Tensor:
+@cache
+def loaded(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    return AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder).eval()
+
+
+def stock(folder: Path, exchange: Exchange, text: str | None = None) -> torch.Tensor:
+    tokenizer, model = loaded(folder)
     if text is not None:
         read = {"input_ids": torch.tensor([[*tokenizer(text)["input_ids"], 2]])}
     else:
