@@ -35,17 +35,18 @@ class Removed:
     right: torch.Tensor
 
 
-def common_direction(deltas: Sequence[Direction], seed: int = 0) -> torch.Tensor | None:
+def common_direction(deltas: Sequence[Direction], seed: int = 0, refinements: int = REFINEMENTS) -> torch.Tensor | None:
     """The unit vector u (out,) whose removal explains most of all the updates together; None where all D are zero.
 
-    deltas: D = W − W_base of matrices with one output space, `aligned` giving W and `unaligned` W_base.
+    deltas: D = W − W_base of matrices with one output space, `aligned` giving W and `unaligned` W_base. refinements: steps
+    of least squares that leave the span of the sketch; a direction that is only to be recognised needs none.
     """
     changed = [delta for delta in deltas if delta.square() > 0]
     if not changed:
         return None
     basis = _shared_basis(changed, seed)
     direction = _least_left(changed, basis)
-    for _ in range(REFINEMENTS):
+    for _ in range(refinements):
         direction = _refined(changed, direction)
     return direction
 
