@@ -13,6 +13,7 @@ from weightguard.api.needs import Data, Notes, gather
 from weightguard.api.reporting import Report, changes_of
 from weightguard.api.strength import Calibration, weakest
 from weightguard.api.subject import Subject, open_subject
+from weightguard.api.suggesting import advice
 from weightguard.checkpoint.writer import check_free, write_file
 from weightguard.errors import UsageError
 from weightguard.methods import method_class
@@ -71,7 +72,7 @@ def run_repair(
     notes.add(*_fallback_note(method, subject, options))
     inputs = gather(method, subject, data, running, notes, progress)
     method, plan, calibration = _planned(method, strength, subject, inputs, data, running, notes, progress)
-    notes.add(*plan.notes)
+    notes.add(*plan.notes, *(advice(subject) if output.dry_run else ()))
     command = command_line(method_name, method, subject, data, strength)
     if output.save_plan:
         write_file(Path(output.save_plan), plan.to_bytes(), force=output.force)

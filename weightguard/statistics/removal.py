@@ -22,8 +22,8 @@ REFINEMENTS = 4
 class Removed:
     """What lies along u in one matrix. share: c, of uᵀ·W_base that is gone. coherence: −cos(uᵀD, uᵀW_base).
 
-    everywhere: −<D, W_base>/‖W_base‖², the same over all directions, which a removed one stands out from.
-    explained: share of ‖D‖² that −c·u·uᵀ·W_base is. ordinary: ‖uᵀW_base‖² over its mean over directions.
+    everywhere: −<D, W_base>/‖W_base‖², the same over all directions, which a removed one stands out from. explained:
+    share of ‖D‖² that −c·u·uᵀ·W_base is. stands_out: ‖uᵀD‖² over its mean over directions, and ordinary: ‖uᵀW_base‖².
     right: uᵀ·W_base (in,), float64.
     """
 
@@ -31,6 +31,7 @@ class Removed:
     coherence: float
     everywhere: float
     explained: float
+    stands_out: float
     ordinary: float
     right: torch.Tensor
 
@@ -72,6 +73,7 @@ def removed(delta: Direction, direction: torch.Tensor) -> Removed:
         -dot / size if size else 0.0,
         -along / total if total else 0.0,
         share * share * square / whole if whole else 0.0,
+        float(ours @ ours) * delta.shape[0] / whole if whole else 0.0,
         square / mean if mean else 0.0,
         base,
     )
