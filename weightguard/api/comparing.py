@@ -112,7 +112,7 @@ def run_compare(
     model, origin, notes = _sides(reference, base or aligned, offline)
     others = {k: _reference(v, k, offline) for k, v in (("aligned", aligned), ("unaligned", unaligned)) if v}
     with pinned_threads(1):  # the last bits of a matrix product depend on it
-        case, problems = _case(model, origin, others, progress)
+        case, problems = case_of(model, origin, others, progress)
         seen = _spectra(case, progress) if spectra else {}
         relevance = _relevance(case, progress)
         verdict = judge(case)
@@ -123,7 +123,8 @@ def run_compare(
     )  # fmt: skip
 
 
-def _case(model: Side, base: Side, others: Mapping[str, Side], progress: Progress) -> tuple[Case, tuple[str, ...]]:
+def case_of(model: Side, base: Side, others: Mapping[str, Side], progress: Progress) -> tuple[Case, tuple[str, ...]]:
+    """(the walk over both sides, what was wrong with tensors)."""
     from weightguard.comparison.case import Case
     from weightguard.comparison.heat import Cell, Heat  # noqa: F401
     from weightguard.comparison.pairs import match, walk

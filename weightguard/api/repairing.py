@@ -14,6 +14,7 @@ from weightguard.api.needs import Data, Notes, gather
 from weightguard.api.reporting import Report, changes_of
 from weightguard.api.strength import Calibration, planned, weakest
 from weightguard.api.subject import Subject, open_subject
+from weightguard.api.suggesting import advice
 from weightguard.checkpoint.writer import check_free, write_file
 from weightguard.errors import UsageError
 from weightguard.methods import method_class
@@ -76,7 +77,7 @@ def run_repair(
     if behaviour is not None:
         inputs = behaviour_inputs(behaviour, inputs, subject, running, progress)
     method, plan, calibration = _planned(method, strength, subject, inputs, data, running, notes, progress)
-    notes.add(*plan.notes)
+    notes.add(*plan.notes, *(advice(subject) if output.dry_run else ()))
     refusals = _refusals(method, plan, inputs, subject, behaviour, running)
     command = command_line(method_name, method, subject, data, strength)
     if output.save_plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from weightguard.api.subject import Subject
     from weightguard.comparison.verdict import Verdict
 
 _BY_KIND = {
@@ -23,3 +24,20 @@ def suggested(verdict: Verdict) -> tuple[str, ...]:
     """Lines of advice; none where the weights are the base's or nothing is known of the change."""
     said = _BY_KIND.get(verdict.kind)
     return () if said is None else (said,)
+
+
+def advice(subject: Subject) -> tuple[str, ...]:
+    """What `inspect --base` says of the model that is to be repaired, for the notes of a dry run."""
+    from weightguard.api.comparing import case_of
+    from weightguard.comparison.sides import Side
+    from weightguard.comparison.verdict import judge
+    from weightguard.statistics.loading import pinned_threads
+
+    if subject.aligned is None:
+        return ()
+    pairs = {} if subject.adapter is None else dict(subject.factor_pairs())
+    with pinned_threads(1):  # the last bits of a matrix product depend on it
+        case, _ = case_of(Side(subject.model, subject.adapter, pairs), Side(subject.aligned), {}, lambda *_: None)
+        verdict = judge(case)
+    said = f"what was done to MODEL since ALIGNED: {verdict.kind} (confidence {verdict.confidence:.2f})"
+    return tuple(f"{said}; suggested: {line}" for line in suggested(verdict))

@@ -16,8 +16,8 @@ from weightguard.comparison.spectra import Spectrum, factored_spectrum, gram_spe
 from weightguard.statistics.removal import Removed, common_direction, of_model, own_direction, removed
 from weightguard.statistics.subspace import Direction, rounding_of
 
-LAYERS = 4  # of which every linear is sketched for the verdict
-WRITING_LAYERS = 8  # of which o and down are searched for a direction that is gone
+LAYERS = 3  # of which every linear is sketched for the verdict
+WRITING_LAYERS = 4  # of which o and down are searched for a direction that is gone
 EXACT_SIDE = 512  # up to here a Gram matrix costs less than a sketch
 
 
@@ -83,7 +83,7 @@ class Case:
     def removals(self) -> dict[str, Removed]:
         """What one common direction explains of each writer's update."""
         deltas = {c.name: self.delta(c.name) for c in self.writers}
-        direction = common_direction(list(deltas.values())) if deltas else None
+        direction = common_direction(list(deltas.values()), refinements=1) if deltas else None
         return {} if direction is None else {name: removed(delta, direction) for name, delta in deltas.items()}
 
     @cached_property

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from weightguard.comparison.samples import CASTS, Sample, sampled, still_cast, still_held
+from weightguard.comparison.samples import CASTS, Sample, name_of, sampled, still_cast, still_held
 from weightguard.comparison.sides import Side
 from weightguard.kernels import ops
 
@@ -154,7 +154,7 @@ class _Sums:
         self.parts: dict[str, list[float]] = {key: [] for key in ("aa", "bb", "ab", "dd", "d4")}
         self.largest, self.changed, self.zeroed = 0.0, 0, 0
         self.casts = tuple(CASTS)
-        self.precise = tuple(CASTS)
+        self.precise, self.wide = tuple(CASTS), "F64"
         self.sample: Sample | None = None
 
     def add(self, ours: torch.Tensor, theirs: torch.Tensor) -> bool:
@@ -167,9 +167,9 @@ class _Sums:
         self.largest = max(self.largest, pair.largest)
         self.changed += pair.changed
         if pair.changed:
-            self.zeroed += int(((a == 0) & (b != 0)).sum())
+            self.zeroed += _zeroed(a, b)
             self.casts = still_cast(self.casts, a, theirs)
-            self.precise = still_held(self.precise, ours)
+            self.precise, self.wide = still_held(self.precise, ours), name_of(ours.dtype)
             self.sample = self.sample or sampled(a, b)
         return True
 
@@ -181,8 +181,13 @@ class _Sums:
             math.sqrt(aa), math.sqrt(bb), math.sqrt(dd),
             _cosine(ab, aa, bb), _cosine(ab - bb, dd, bb), self.largest,
             entries * d4 / (dd * dd) if dd * dd > 0 else None, self.casts,
-            self.precise[-1] if self.precise else "F64", left_out, self.sample,
+            self.precise[-1] if self.precise else self.wide, left_out, self.sample,
         )  # fmt: skip
+
+
+def _zeroed(a: torch.Tensor, b: torch.Tensor) -> int:
+    """Entries that are 0 in a and not in b; most blocks hold no 0 at all."""
+    return 0 if int(a.count_nonzero()) == a.numel() else int(((a == 0) & (b != 0)).sum())
 
 
 def _cosine(dot: float, a: float, b: float) -> float | None:

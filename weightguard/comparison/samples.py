@@ -55,32 +55,57 @@ class Sample:
 
 def still_cast(casts: tuple[str, ...], ours: torch.Tensor, stored: torch.Tensor) -> tuple[str, ...]:
     """The dtypes among `casts` to which rounding the base's block gives ours."""
-    return tuple(c for c in casts if bool((stored.to(CASTS[c]).to(ours.dtype) == ours).all()))
+    return tuple(c for c in casts if _is_cast(stored, CASTS[c], ours))
 
 
 def still_held(dtypes: tuple[str, ...], block: torch.Tensor) -> tuple[str, ...]:
-    """The dtypes among `dtypes` that hold every value of the block."""
-    return tuple(d for d in dtypes if bool((block.to(CASTS[d]).to(block.dtype) == block).all()))
+    """The dtypes among `dtypes`, narrower than the block's own, that hold every value of it."""
+    return tuple(d for d in dtypes if CASTS[d].itemsize < block.dtype.itemsize and _is_cast(block, CASTS[d], block))
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """The safetensors name of a float dtype."""
+    return next((name for name, each in CASTS.items() if each == dtype), "F64")
+
+
+def _is_cast(block: torch.Tensor, dtype: torch.dtype, expected: torch.Tensor) -> bool:
+    """The first row says no for almost every tensor, and saves the rest of the block."""
+    parts = ((block[:1], expected[:1]), (block, expected))
+    return all(torch.equal(part.to(dtype).to(wanted.dtype), wanted) for part, wanted in parts)
 
 
 def sampled(a: torch.Tensor, b: torch.Tensor) -> Sample | None:
     """What the first rows of a block show. None for a vector."""
     if min(a.shape) < 2:
         return None
-    a, b = a[:ROWS, :COLUMNS].double(), b[:ROWS, :COLUMNS].double()
+    a, b = a[:ROWS, :COLUMNS].float(), b[:ROWS, :COLUMNS].float()
     d = a - b
+    grids = _grids(a, b)
     return Sample(
-        tuple(_grid(a, b, group or a.shape[1]) for group in GROUPS if group <= a.shape[1]),
-        _grid(a.reshape(1, -1), b.reshape(1, -1), a.numel()), float((a == 0).double().mean()), _pattern(a),
+        grids[:-1], grids[-1], float((a == 0).double().mean()), _pattern(a),
         float(((a == 0).all(1) & (b != 0).any(1)).double().mean()),
         float(((a == 0).all(0) & (b != 0).any(0)).double().mean()),
         _parallel(d, b), _parallel(d.T, b.T), _histogram(d),
     )  # fmt: skip
 
 
+def _grids(a: torch.Tensor, b: torch.Tensor) -> tuple[Grid, ...]:
+    """The grids by group size and of the sample as one group, last.
+
+    On any of them values repeat in the smallest groups already; where they do not, that is all there is to see.
+    """
+    sizes = sorted({min(group or a.shape[1], a.shape[1]) for group in GROUPS})
+    first = _grid(a, b, sizes[0])
+    if first.repeats - first.base_repeats < 0.02:
+        return (first, first)
+    return (first, *(_grid(a, b, size) for size in sizes[1:]), _grid(a.reshape(1, -1), b.reshape(1, -1), a.numel()))
+
+
 def _grid(a: torch.Tensor, b: torch.Tensor, group: int) -> Grid:
     ours, theirs = _grouped(a, group), _grouped(b, group)
-    return Grid(group, _distinct(ours), _repeats(ours), _repeats(theirs), _bits(ours, theirs))
+    repeats, before = _repeats(ours), _repeats(theirs)
+    bits = _bits(ours, theirs) if repeats - before > 0.03 else None
+    return Grid(group, _distinct(ours), repeats, before, bits)
 
 
 def _grouped(x: torch.Tensor, group: int) -> torch.Tensor:

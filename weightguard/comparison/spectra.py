@@ -15,10 +15,10 @@ from weightguard.statistics.subspace import Direction
 from weightguard.weights import LowRank
 
 SHOWN = 16  # leading values in reports
-STEPS = 6
+STEPS = 4
 SKETCH = 160  # directions of a sketch: ranks up to here are told apart
 ABOVE = 1.2  # of the floor
-GRAM_LOSS = 3e-8
+GRAM_LOSS, SKETCH_LOSS = 3e-8, 1e-6  # of the largest value: what computing leaves, float64 squared and float32
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Spectrum:
     """values: singular values, largest first; all of them when `exact`, else lower bounds of the leading ones.
 
     norm: ‖D‖. floor: the largest singular value that storing W alone explains. noise: that of D with random signs, so
-    of independent entries of the sizes that D's entries have.
+    of independent entries of the sizes that D's entries have. loss: of σ₁, below which values are rounding of ours.
     """
 
     values: tuple[float, ...]
@@ -34,13 +34,14 @@ class Spectrum:
     floor: float
     noise: float
     exact: bool
+    loss: float = GRAM_LOSS
 
     @property
     def rank(self) -> int:
         """Numerical rank: values above 1.2 times the floor. A lower bound when not exact."""
         if not self.values:
             return 0
-        limit = max(ABOVE * self.floor, GRAM_LOSS * self.values[0] * math.sqrt(len(self.values)))
+        limit = max(ABOVE * self.floor, self.loss * self.values[0] * math.sqrt(len(self.values)))
         return sum(value > limit for value in self.values)
 
     @property
@@ -86,13 +87,14 @@ def gram_spectrum(delta: Direction, floor: float) -> Spectrum:
 
 
 def sketched_spectrum(delta: Direction, floor: float, seed: int = 0) -> Spectrum:
-    """The leading singular values of D from SKETCH random directions and one power step; O(out·in·SKETCH)."""
+    """The leading singular values of D from SKETCH random directions and one power step, in float32; O(out·in·SKETCH)."""
+    whole = torch.cat([rows.float() for _, _, rows in delta.blocks()])
     k = min(SKETCH, *delta.shape)
-    basis = torch.linalg.qr(delta.times(_gaussian(delta.shape[1], k, seed)))[0]
-    basis = torch.linalg.qr(delta.times(torch.linalg.qr(delta.transposed_times(basis))[0]))[0]
-    values = torch.linalg.svdvals(delta.transposed_times(basis))
+    basis = torch.linalg.qr(whole @ _gaussian(delta.shape[1], k, seed))[0]
+    basis = torch.linalg.qr(whole @ torch.linalg.qr(whole.T @ basis)[0])[0]
+    values = torch.linalg.svdvals(torch.linalg.qr((whole.T @ basis).double())[1])
     exact = k == min(delta.shape)
-    return Spectrum(tuple(values.tolist()), math.sqrt(delta.square()), floor, noise_level(delta), exact)
+    return Spectrum(tuple(values.tolist()), math.sqrt(delta.square()), floor, noise_level(delta), exact, SKETCH_LOSS)
 
 
 def factored_spectrum(update: LowRank) -> Spectrum:
@@ -107,7 +109,7 @@ def factored_spectrum(update: LowRank) -> Spectrum:
 
 
 def noise_level(matrix: Direction, seed: int = 0) -> float:
-    """The largest singular value of the matrix with random signs, from 16 directions and 6 power steps; a few % low."""
+    """The largest singular value of the matrix with random signs, from 16 directions and 4 power steps; a few % low."""
     generator = torch.Generator().manual_seed(seed)
     whole = torch.cat([rows.float() for _, _, rows in matrix.blocks()])
     whole *= torch.randint(0, 2, whole.shape, generator=generator, dtype=torch.int8) * 2 - 1
@@ -119,4 +121,4 @@ def noise_level(matrix: Direction, seed: int = 0) -> float:
 
 def _gaussian(rows: int, columns: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    return torch.randn(rows, columns, generator=generator)

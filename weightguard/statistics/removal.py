@@ -22,8 +22,8 @@ REFINEMENTS = 4
 class Removed:
     """What lies along u in one matrix. share: c, of uᵀ·W_base that is gone. coherence: −cos(uᵀD, uᵀW_base).
 
-    everywhere: −<D, W_base>/‖W_base‖², the same over all directions, which a removed one stands out from.
-    explained: share of ‖D‖² that −c·u·uᵀ·W_base is. ordinary: ‖uᵀW_base‖² over its mean over directions.
+    everywhere: −<D, W_base>/‖W_base‖², the same over all directions, which a removed one stands out from. explained:
+    share of ‖D‖² that −c·u·uᵀ·W_base is. stands_out: ‖uᵀD‖² over its mean over directions, and ordinary: ‖uᵀW_base‖².
     right: uᵀ·W_base (in,), float64.
     """
 
@@ -31,21 +31,23 @@ class Removed:
     coherence: float
     everywhere: float
     explained: float
+    stands_out: float
     ordinary: float
     right: torch.Tensor
 
 
-def common_direction(deltas: Sequence[Direction], seed: int = 0) -> torch.Tensor | None:
+def common_direction(deltas: Sequence[Direction], seed: int = 0, refinements: int = REFINEMENTS) -> torch.Tensor | None:
     """The unit vector u (out,) whose removal explains most of all the updates together; None where all D are zero.
 
-    deltas: D = W − W_base of matrices with one output space, `aligned` giving W and `unaligned` W_base.
+    deltas: D = W − W_base of matrices with one output space, `aligned` giving W and `unaligned` W_base. refinements: steps
+    of least squares that leave the span of the sketch; a direction that is only to be recognised needs none.
     """
     changed = [delta for delta in deltas if delta.square() > 0]
     if not changed:
         return None
     basis = _shared_basis(changed, seed)
     direction = _least_left(changed, basis)
-    for _ in range(REFINEMENTS):
+    for _ in range(refinements):
         direction = _refined(changed, direction)
     return direction
 
@@ -71,6 +73,7 @@ def removed(delta: Direction, direction: torch.Tensor) -> Removed:
         -dot / size if size else 0.0,
         -along / total if total else 0.0,
         share * share * square / whole if whole else 0.0,
+        float(ours @ ours) * delta.shape[0] / whole if whole else 0.0,
         square / mean if mean else 0.0,
         base,
     )

@@ -37,6 +37,7 @@ def _finding(case: Case, found: Mapping[str, Removed], how: str) -> Finding:
         check("in {value} matrices", len(gone), 1.5, 4),
         check("the loss is W's own component, cosine {value}", middle([r.coherence for r in seen]), 0.85, 0.98),
         check("{value} of it is gone", middle([r.share for r in seen]), LEAST, 0.3),
+        check("the update there is {value} times its mean", middle([r.stands_out for r in seen]), 4, 20),
         check("an ordinary direction of the base ({value} of the mean)", middle([r.ordinary for r in seen]), 0.02, 0.5),
     )
     strength = middle([r.share for r in seen])
