@@ -34,7 +34,7 @@ def load_model(
     """The causal language model of a checkpoint, or with `classifier` its sequence classifier, in eval mode.
 
     dtype: float32 by default whatever the files hold. state_dict: tensors by on-disk name instead of the files'.
-    Code named by the config is never looked at. Errors: UnsupportedError, CheckpointError.
+    Experts run one after the other: grouped kernels know no float64. Code named by the config is never looked at. Errors: UnsupportedError, CheckpointError.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -50,13 +50,13 @@ def load_model(
             _check_size(checkpoint, kind, config)
             model, said = kind.from_pretrained(
                 path, config=config, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True,
-                ignore_mismatched_sizes=True, output_loading_info=True, **given,
+                ignore_mismatched_sizes=True, output_loading_info=True, experts_implementation="eager", **given,
             )  # fmt: skip
         except (MemoryError, CheckpointError):
             raise
         except Exception as error:  # model classes trust their configs and fail in every way there is
             raise CheckpointError(f"{checkpoint.label}: transformers cannot load it: {_one_line(error)}") from error
-    _check_loaded(checkpoint, kind.base_model_prefix, said)
+    _check_loaded(checkpoint, kind.base_model_prefix if model.base_model is not model else "", said)
     return model.to(device_of(device)).eval()
 
 
@@ -75,14 +75,15 @@ def _check_size(checkpoint: Checkpoint, kind: Any, config: Any) -> None:
 def _check_loaded(checkpoint: Checkpoint, prefix: str, said: Mapping[str, Any]) -> None:
     """transformers fills what a checkpoint lacks, or holds in another shape, with random numbers. Not here.
 
-    A checkpoint saved without its head (names without `prefix`) may lack that head: the decoder is all there.
+    A checkpoint saved without its head (names without `prefix`) may lack that head: the decoder is all there. An empty
+    prefix: the class does not tell the two apart.
     """
     for name, found, wanted in sorted(said["mismatched_keys"]):
         raise CheckpointError(
             f"{checkpoint.label}: tensor {name!r} is {list(found)}, config.json makes it {list(wanted)}; "
             f"the config belongs to another model"
         )
-    whole = any(name.startswith(f"{prefix}.") for name in checkpoint.tensors)
+    whole = not prefix or any(name.startswith(f"{prefix}.") for name in checkpoint.tensors)
     lacking = sorted(name for name in said["missing_keys"] if whole or name.startswith(f"{prefix}."))
     if lacking:
         raise CheckpointError(
