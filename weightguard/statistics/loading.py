@@ -34,7 +34,8 @@ def load_model(
     """The causal language model of a checkpoint, or with `classifier` its sequence classifier, in eval mode.
 
     dtype: float32 by default whatever the files hold. state_dict: tensors by on-disk name instead of the files'.
-    Experts run one after the other: grouped kernels know no float64. Code named by the config is never looked at. Errors: UnsupportedError, CheckpointError.
+    Experts run one after the other: grouped kernels know no float64. Code named by the config is never looked at.
+    Errors: UnsupportedError, CheckpointError.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
