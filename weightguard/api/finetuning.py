@@ -139,7 +139,9 @@ def _job(
     check_apart(output.out, subject.inputs)
     check_companions(subject.model)
     shapes = {name: subject.model.info(name).shape for name in subject.named}
-    tensors = () if asked is None else tuple(targeted(asked, subject.named, shapes))
+    # peft puts factors on modules, and the experts of a layer are packed in one that is no linear.
+    adaptable = [name for name, linear in subject.named.items() if linear.expert is None]
+    tensors = () if asked is None else tuple(targeted(asked, adaptable, shapes))
     chosen = _guard(guard, options, sources, subject)
     return Job(subject, chosen, asked, tensors, settled, sources, output, running, [])
 
@@ -250,9 +252,11 @@ def _word(value: object) -> str:
 
 def _prepared(job: Job, model: Any, found: EncodedSet, state: StateFile, progress: Progress) -> tuple[Any, Any]:
     """(the model with what is to be trained, the guard with what it had to measure)."""
+    from weightguard.api.trained import check_writable
     from weightguard.training.lora import adapted
 
     if job.lora is None:
+        check_writable(job.subject, model)
         return model, job.guard
     salora = job.guard_name == "salora"
     guard = job.guard

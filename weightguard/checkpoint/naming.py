@@ -38,7 +38,8 @@ class Family:
 
     `*` in a path is the number of a routed expert, and `#*` that of its matrix in a tensor that packs all experts.
     transposed: roles stored (in, out), as Conv1D does. learned_positions: positions come from a table of
-    max_position_embeddings rows; there is no position beyond it.
+    max_position_embeddings rows; there is no position beyond it. heads_apart: q, k and v are made one by one from the
+    same input, or lie one above the other where they are fused.
     """
 
     block: str
@@ -46,6 +47,7 @@ class Family:
     mlp: tuple[Mapping[str, str], ...]
     transposed: tuple[str, ...] = ()
     learned_positions: bool = False
+    heads_apart: bool = True
 
     @property
     def linears(self) -> dict[str, str]:
@@ -62,6 +64,11 @@ class Linear:
     role: str
     transposed: bool
     expert: int | None = None
+
+    @property
+    def writes(self) -> bool:
+        """True where the output is added to the residual stream: the units of such a linear are its columns."""
+        return SITES[self.role].endswith("_out")
 
     @property
     def site(self) -> tuple[int | str, ...]:
@@ -97,8 +104,8 @@ _GPT2 = Family(
     transposed=("qkv", "o", "up", "down"),
     learned_positions=True,
 )
-_GPT_NEOX = Family("layers", (_under("attention", qkv="query_key_value", o="dense"),), (_FOUR_H,))
-_BLOOM = Family("h", (_under("self_attention", qkv="query_key_value", o="dense"),), (_FOUR_H,))
+_GPT_NEOX = Family("layers", (_under("attention", qkv="query_key_value", o="dense"),), (_FOUR_H,), heads_apart=False)
+_BLOOM = Family("h", (_under("self_attention", qkv="query_key_value", o="dense"),), (_FOUR_H,), heads_apart=False)
 _OPT = Family(
     "layers",
     (_under("self_attn", q="q_proj", k="k_proj", v="v_proj", o="out_proj"),),
@@ -123,6 +130,7 @@ _DEEPSEEK = Family(
         {**_under("self_attn", q_a="q_a_proj", q_b="q_b_proj"), **_LATENT},
     ),
     (_GATED, {**_ROUTED, **_renamed("shared", _GATED, "mlp.shared_experts")}),
+    heads_apart=False,
 )
 _GRANITE_MOE = Family(
     "layers",

@@ -7,7 +7,7 @@ of its down is computed again; what the model itself computes is left to it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,6 +33,18 @@ def packs_experts(module: torch.nn.Module) -> bool:
 def expert_count(experts: Any) -> int:
     """How many experts a module packs."""
     return experts.gate_up_proj.shape[0]
+
+
+def expert_weight(
+    experts: Any, role: str, expert: int
+) -> tuple[torch.nn.Parameter, Callable[[torch.Tensor], torch.Tensor]]:
+    """The parameter that packs a linear of all experts, and what gives the part of one linear in one of them."""
+    parameter = experts.down_proj if role == "expert_down" else experts.gate_up_proj
+    if role in ("expert_down", "expert_gate_up"):
+        return parameter, lambda packed: packed[expert]
+    half = parameter.shape[1] // 2  # gate and up lie apart on disk, one above the other in memory
+    rows = slice(0, half) if role == "expert_gate" else slice(half, None)
+    return parameter, lambda packed: packed[expert, rows]
 
 
 def routed(experts: Any, given: tuple[torch.Tensor, ...], counted: torch.Tensor) -> Iterator[Seen]:
