@@ -93,6 +93,7 @@ KNOWN: dict[str, tuple[list[str], list[str], str, str]] = {
         "q_proj in_proj_qkvz",
         "Qwen 3 Next",
     ),
+    "ministral3": (LLAMA, LLAMA, "q_proj v_proj", "Ministral 3, text"),
     "olmoe": (p, p, "q_proj v_proj", "OLMoE"),
     "deepseek_v2": (
         [QKVO[0], *LATENT, *(f"mlp.{x}" for x in GATED)],
@@ -122,8 +123,31 @@ KNOWN: dict[str, tuple[list[str], list[str], str, str]] = {
 }
 BLOCKS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers", "opt": "model.decoder.layers",
           "falcon": "transformer.h", "bloom": "transformer.h"}  # fmt: skip
+# Models that see: the language model in them, its block on disk and in memory, names.
+LANGUAGE = "language_model.model.layers"
+SEEING: dict[str, tuple[str, str, str, str]] = {
+    "gemma3": ("gemma3_text", LANGUAGE, "model.language_model.layers", "Gemma 3"),
+    "llama4": ("llama4_text", LANGUAGE, "language_model.model.layers", "Llama 4"),
+    "llava": ("llama", LANGUAGE, "model.language_model.layers", "LLaVA 1.5"),
+    "mistral3": ("mistral", LANGUAGE, "model.language_model.layers", "Mistral Small 3.1"),
+    "qwen2_vl": ("qwen2", "model.layers", "model.language_model.layers", "Qwen2-VL"),
+    "qwen2_5_vl": ("qwen2", "model.layers", "model.language_model.layers", "Qwen2.5-VL"),
+}
+for _family, (_inner, _block, _, _title) in SEEING.items():
+    KNOWN[_family], BLOCKS[_family] = (*KNOWN[_inner][:3], _title), _block
 # One of each way of storing things; the rest with `-m full`.
-SAMPLE = ("gpt_neox", "opt", "falcon", "mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "granitemoe", "llama4_text")
+SAMPLE = (
+    "gpt_neox",
+    "opt",
+    "falcon",
+    "mixtral",
+    "qwen2_moe",
+    "deepseek_v3",
+    "gpt_oss",
+    "granitemoe",
+    "llama4",
+    "gemma3",
+)
 EVERY = [family if family in SAMPLE else pytest.param(family, marks=pytest.mark.full) for family in KNOWN]
 every = pytest.mark.parametrize("family", EVERY)
 
@@ -135,19 +159,36 @@ def linears(family: str) -> set[str]:
     return {name if "#" in name else f"{name}.weight" for name in whole}
 
 
+def core(family: str) -> str:
+    """The family of the language model."""
+    return SEEING[family][0] if family in SEEING else family
+
+
+def on_disk(family: str, path: str) -> str:
+    """The name in the files for a module of the running model."""
+    return path.replace(SEEING[family][2], SEEING[family][1]) if family in SEEING else path
+
+
+def auto(family: str) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if family in SEEING else AutoModelForCausalLM
+
+
 def matrices(directory: Path, files: SimpleNamespace) -> dict[str, numpy.ndarray]:
     """Every tensor as stored, and in place of packed ones the experts in them."""
     found = {}
     for name, array in files.tensors(directory).items():
-        packed = array.ndim == 3 and "conv" not in name
+        packed = array.ndim == 3 and ("experts." in name or "_linear.weight" in name)
         found |= {f"{name}#{e}": part for e, part in enumerate(array)} if packed else {name: array}
     return found
 
 
-def test_the_table_covers_every_family(families: tuple[str, ...]) -> None:
-    from weightguard.checkpoint.naming import FAMILIES
+def test_the_table_covers_every_family(families: tuple[str, ...], wrappers: tuple[str, ...]) -> None:
+    from weightguard.checkpoint.naming import FAMILIES, WRAPPERS
 
-    assert set(families) == set(FAMILIES) == set(KNOWN)
+    assert set(families) == set(FAMILIES) and set(wrappers) == set(WRAPPERS) == set(SEEING)
+    assert set(KNOWN) == {*FAMILIES, *WRAPPERS}
 
 
 @every
@@ -205,10 +246,9 @@ def naive_sums(
 ) -> tuple[dict[str, numpy.ndarray], int]:
     """Σ x² by on-disk name, and the tokens counted: one row a pass, one expert's token at a time."""
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64, experts_implementation="eager").eval()
+    model = auto(family).from_pretrained(directory, dtype=torch.float64, experts_implementation="eager").eval()
     stored = {name: torch.tensor(each, dtype=torch.float64) for name, each in matrices(directory, files).items()}
     counted: list[bool] = []
     names = linears(family)
@@ -232,9 +272,10 @@ def naive_sums(
         return add
 
     for path, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | Conv1D) and f"{path}.weight" in names:
-            module.register_forward_pre_hook(dense(f"{path}.weight"))
-        if path.endswith("feed_forward" if family == "llama4_text" else ".experts"):
+        stored_path = on_disk(family, path)
+        if isinstance(module, torch.nn.Linear | Conv1D) and f"{stored_path}.weight" in names:
+            module.register_forward_pre_hook(dense(f"{stored_path}.weight"))
+        if path.endswith("feed_forward" if core(family) == "llama4_text" else ".experts"):
             layer = path.split(".layers.")[1].split(".")[0]
             if any(f".layers.{layer}." in name and ("experts." in name or "#" in name) for name in names):
                 module.register_forward_pre_hook(routed(layer))
@@ -248,7 +289,7 @@ def naive_sums(
 
 
 def _is_transposed(family: str, name: str) -> bool:
-    return family == "gpt2" or (family in ("gpt_oss", "llama4_text") and "#" in name)
+    return family == "gpt2" or (core(family) in ("gpt_oss", "llama4_text") and "#" in name)
 
 
 def _sent(
@@ -257,12 +298,12 @@ def _sent(
     """Every token: its place, what it brings to each of its experts, and which these are."""
     import torch
 
-    if family != "llama4_text":
+    if core(family) != "llama4_text":
         for at, x in enumerate(given[0].reshape(-1, given[0].shape[-1])):
             chosen = given[1].reshape(-1, given[1].shape[-1])[at].tolist()
             yield at, dict.fromkeys(chosen, x), chosen
         return
-    router = stored[f"model.layers.{layer}.feed_forward.router.weight"]
+    router = stored[f"{BLOCKS.get(family, 'model.layers')}.{layer}.feed_forward.router.weight"]
     for at, x in enumerate(given[0].reshape(-1, given[0].shape[-1])):
         scores = router @ x
         best = int(scores.argmax())
@@ -274,7 +315,7 @@ def _expert(family: str, layer: str, expert: int, x: Any, stored: Mapping[str, A
     import torch
 
     silu = torch.nn.functional.silu
-    place = f"model.layers.{layer}"
+    place, family = f"{BLOCKS.get(family, 'model.layers')}.{layer}", core(family)
     if family == "granitemoe":
         first = f"{place}.block_sparse_moe.input_linear.weight#{expert}"
         gate, up = (stored[first] @ x).chunk(2)
@@ -333,9 +374,9 @@ def test_repairs(
             int((before[n] != after[n]).sum()) for n in known
         )
         _check_header(model, out, files)
-    _check_loads(out := tmp_path / "antidote, delta", files)
-    _check_replayed(model, aligned, out, wg.repair(model, aligned=str(aligned), stats=tmp_path / "S", ratio="0.25",
-                                                   dry_run=True).plan)  # fmt: skip
+    _check_loads(family, out := tmp_path / "antidote, delta", files)
+    again = wg.repair(model, aligned=str(aligned), stats=tmp_path / "S", ratio="0.25", dry_run=True)
+    _check_replayed(family, model, aligned, out, again.plan)
 
 
 def _check_entries(
@@ -359,12 +400,11 @@ def _check_header(model: Path, out: Path, files: SimpleNamespace) -> None:
         assert files.header(out / shard.name) == files.header(shard)
 
 
-def _check_loads(out: Path, files: SimpleNamespace) -> None:
+def _check_loads(family: str, out: Path, files: SimpleNamespace) -> None:
     """Stock transformers finds everything it needs, and what it saves again is what we wrote."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    loaded, said = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    loaded, said = auto(family).from_pretrained(out, output_loading_info=True)
     assert not said["missing_keys"] and not said["unexpected_keys"] and not said["mismatched_keys"]
     loaded.save_pretrained(out.parent / "again")
     again, written = files.tensors(out.parent / "again"), files.tensors(out)
@@ -376,10 +416,9 @@ def _check_loads(out: Path, files: SimpleNamespace) -> None:
     assert grown.shape == (1, 7)
 
 
-def _check_replayed(model: Path, aligned: Path, out: Path, plan: Any) -> None:
+def _check_replayed(family: str, model: Path, aligned: Path, out: Path, plan: Any) -> None:
     """The model that `--strength auto` judges in memory computes what the one on disk computes."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from weightguard.api.subject import open_subject
     from weightguard.rewrite import all_tensors
@@ -389,7 +428,7 @@ def _check_replayed(model: Path, aligned: Path, out: Path, plan: Any) -> None:
     replayed = load_model(subject.model, state_dict=dict(all_tensors(plan, subject.sources("delta"))))
     ids = torch.tensor([[6, 7, 8, 9, 10, 11, 12, 13, 14, 15]])
     with torch.no_grad():
-        wanted = AutoModelForCausalLM.from_pretrained(out, experts_implementation="eager")(ids).logits
+        wanted = auto(family).from_pretrained(out, experts_implementation="eager")(ids).logits
         assert torch.equal(replayed(ids).logits, wanted)
 
 
@@ -401,10 +440,9 @@ def test_safe_lora_on_an_adapter(
     """lora_B of every module becomes C·B, and peft loads what comes out over the stock base."""
     import peft
     import torch
-    from transformers import AutoModelForCausalLM
 
     base, before = checkpoint(family, kind="aligned"), checkpoint(family)
-    lora = adapter(base, target_modules=KNOWN[family][2].split(), fan_in_fan_out=family == "gpt2")
+    lora = adapter(base, target_modules=adapted_modules(family), fan_in_fan_out=family == "gpt2")
     result = wg.repair(
         lora, method="safe-lora", unaligned=str(before), number=_count(lora, files), out=tmp_path / "OUT"
     )
@@ -413,16 +451,22 @@ def test_safe_lora_on_an_adapter(
     given, found = files.tensors(lora), files.tensors(tmp_path / "OUT")
     assert set(result.plan.edits) == {name for name in given if ".lora_B." in name}
     for name in result.plan.edits:
-        tensor = name.removeprefix("base_model.model.").replace(".lora_B.", ".")
+        tensor = on_disk(family, name.removeprefix("base_model.model.").replace(".lora_B.", "."))
         v = (sides[0][tensor].astype(float) - sides[1][tensor]).T if family == "gpt2" else (
             sides[0][tensor].astype(float) - sides[1][tensor])  # fmt: skip
         wanted = v @ (v.T @ given[name].astype(float)) / numpy.linalg.norm(v)
         assert numpy.abs(found[name] - wanted).max() <= 1e-6 * numpy.abs(wanted).max()
-    model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "OUT").eval()
+    model = peft.PeftModel.from_pretrained(auto(family).from_pretrained(base), tmp_path / "OUT").eval()
     held = {n.replace(".default", ""): p for n, p in model.named_parameters() if ".lora_" in n}
     assert set(held) == set(found) and all((held[n].detach().numpy() == found[n]).all() for n in found)
     ids = torch.tensor([[6, 7, 8, 9]])
     assert model.generate(input_ids=ids, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape == (1, 7)
+
+
+def adapted_modules(family: str) -> list[str] | str:
+    """What peft is told: names, or of a model that sees a pattern that leaves the tower out."""
+    names = KNOWN[family][2].split()
+    return rf".*language_model.*\.({'|'.join(names)})" if family in SEEING else names
 
 
 def _count(lora: Path, files: SimpleNamespace) -> int:

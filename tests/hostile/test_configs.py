@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from weightguard.checkpoint.naming import FAMILIES
+from weightguard.checkpoint.naming import FAMILIES, WRAPPERS
 
 C, W = "config.json: ", "model.safetensors: tensor "
 NORM, UP, DOWN = "model.norm.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
 LAYERS = C + "num_hidden_layers is {}; it must be 1 to 100000"
-KNOWN = ", ".join(sorted(FAMILIES))
+KNOWN = ", ".join(sorted([*FAMILIES, *WRAPPERS]))
 ROW = f"(known: {KNOWN}); to add it, give FAMILIES in weightguard/checkpoint/naming.py a row: "
 FAMILY = 'Family("layers", ({"q": "self_attn.q_proj", ...},), ({"up": "mlp.up_proj", ...},))'
 OUT_OF = "{}: a link out of the checkpoint, to TMP/in/outside; copy the file itself"

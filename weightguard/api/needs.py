@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightguard.api.collect import Progress, Running, collect, encoded
 from weightguard.api.subject import Subject
+from weightguard.checkpoint import sees
 from weightguard.errors import MismatchError, UsageError
 from weightguard.methods.inputs import Inputs
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from weightguard.parts import Neurons
     from weightguard.statistics.norms import InputNorms
 
+TOWERS = "of this model only the language model is repaired: what makes it see stays as it is"
 # Need -> the fields of `Data` it may look at.
 _LOOKS_AT = {
     "harmful": ("harmful", "stats", "utility"),
@@ -78,9 +80,9 @@ def gather(method: Any, subject: Subject, data: Data, running: Running, notes: N
 
 
 def _outside(subject: Subject) -> list[str]:
-    """Adapted modules that no scope holds, such as a head."""
+    """What no scope holds: a vision tower; adapted modules such as a head."""
     if subject.adapter is None:
-        return []
+        return [TOWERS] if sees(subject.model.config) else []
     others = [name for name in subject.factor_pairs() if name not in subject.named]
     said = f"{len(others)} adapted modules outside the decoder blocks (first: {others[0]})" if others else ""
     return [f"{said} are not repaired: their update stays as it is"] if others else []

@@ -28,6 +28,8 @@ SITES = {
 ROLES = tuple(SITES)
 # Where configs say how many routed experts a layer has.
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+# Before the block of a language model, and of one beside a vision tower, on disk or in memory.
+_ANYWHERE, _BESIDE_VISION = r"(?:^|\.)", r"(?:^|^model\.|(?:^|\.)language_model\.(?:model\.)?)"
 _NUMBER = re.compile(r"(?<=\.)\d{1,5}(?=\.)|(?<=#)\d{1,5}$")
 
 
@@ -39,7 +41,7 @@ class Family:
     `*` in a path is the number of a routed expert, and `#*` that of its matrix in a tensor that packs all experts.
     transposed: roles stored (in, out), as Conv1D does. learned_positions: positions come from a table of
     max_position_embeddings rows; there is no position beyond it. heads_apart: q, k and v are made one by one from the
-    same input, or lie one above the other where they are fused.
+    same input, or lie one above the other where they are fused. place: what stands before the block, as a pattern.
     """
 
     block: str
@@ -48,6 +50,7 @@ class Family:
     transposed: tuple[str, ...] = ()
     learned_positions: bool = False
     heads_apart: bool = True
+    place: str = _ANYWHERE
 
     @property
     def linears(self) -> dict[str, str]:
@@ -184,16 +187,47 @@ FAMILIES: dict[str, Family] = {
     "granitemoe": _GRANITE_MOE,
     "gpt_oss": _GPT_OSS,
     "llama4_text": _LLAMA4,
+    "ministral3": _LLAMA,
 }
+# Models that see: the family of the language model in them, whose linears are repaired; nothing else is touched.
+WRAPPERS: dict[str, str] = {
+    "gemma3": "gemma3_text",
+    "llama4": "llama4_text",
+    "llava": "llama",
+    "mistral3": "mistral",
+    "qwen2_vl": "qwen2",
+    "qwen2_5_vl": "qwen2",
+}
+
+
+def sees(config: dict) -> bool:
+    """True for a language model beside a vision tower."""
+    return config.get("model_type") in tuple(WRAPPERS)
+
+
+def language_config(config: dict) -> dict:
+    """The part of a config that describes the language model: `text_config`, or all of it."""
+    inner = config.get("text_config")
+    return inner if sees(config) and isinstance(inner, dict) else config
+
+
+def _family(config: dict) -> Family | None:
+    kind = str(config.get("model_type"))
+    if not sees(config):
+        return FAMILIES.get(kind)
+    inner = language_config(config).get("model_type")
+    own = WRAPPERS[kind] if inner in (None, kind, f"{kind}_text") else str(inner)
+    return dataclasses.replace(FAMILIES[own], place=_BESIDE_VISION) if own in FAMILIES else None
 
 
 def family_of(config: dict) -> Family:
     """The row of the table for a config. Error: UnsupportedError that shows the row to add."""
-    kind = str(config.get("model_type"))[:60]
-    if kind in FAMILIES:
-        return FAMILIES[kind]
+    found = _family(config)
+    if found is not None:
+        return found
+    kind, known = str(config.get("model_type"))[:60], ", ".join(sorted([*FAMILIES, *WRAPPERS]))
     raise UnsupportedError(
-        f"config.json: architecture {kind!r} is not supported (known: {', '.join(sorted(FAMILIES))}); to add it, give "
+        f"config.json: architecture {kind!r} is not supported (known: {known}); to add it, give "
         f'FAMILIES in weightguard/checkpoint/naming.py a row: "{kind}": '
         f'Family("layers", ({{"q": "self_attn.q_proj", ...}},), ({{"up": "mlp.up_proj", ...}},))'
     )
@@ -204,7 +238,7 @@ def unpacked(config: dict, tensors: Iterable[TensorInfo]) -> dict[str, list[Tens
 
     A matrix lies in the file like a tensor of its own, so that it can be read, scored, edited and verified as one.
     """
-    family = FAMILIES.get(str(config.get("model_type")))
+    family = _family(config)
     paths = [] if family is None else [path.removesuffix("#*") for path in family.linears.values() if "#" in path]
     found = {info.name: _matrices(info) if info.name.endswith(tuple(paths)) else [info] for info in tensors}
     if sum(map(len, found.values())) > MAX_TENSORS:
@@ -246,7 +280,7 @@ def decoder_linears(config: dict, tensors: Mapping[str, TensorInfo]) -> dict[str
 def match_linears(family: Family, paths: Iterable[str]) -> dict[str, Linear]:
     """Module path -> Linear (its `tensor` is the path); serves on-disk names and the modules of a model alike."""
     roles = {path: role for role, path in family.linears.items()}
-    pattern = re.compile(rf"(?:^|\.){family.block}\.(\d{{1,5}})\.(.+)$")
+    pattern = re.compile(rf"{family.place}{family.block}\.(\d{{1,5}})\.(.+)$")
     found = {}
     for path in paths:
         match = pattern.search(path)
@@ -261,7 +295,8 @@ def match_linears(family: Family, paths: Iterable[str]) -> dict[str, Linear]:
 
 def _check_complete(config: dict, found: dict[str, Linear]) -> None:
     """Every layer has one whole set of linears for its attention and one for its MLP, and nothing beside them."""
-    family, layers = family_of(config), config.get("num_hidden_layers", config.get("n_layer"))
+    family, config = family_of(config), language_config(config)
+    layers = config.get("num_hidden_layers", config.get("n_layer"))
     if type(layers) is not int or not 0 < layers <= MAX_LAYERS:
         raise CheckpointError(f"config.json: num_hidden_layers is {str(layers)[:40]}; it must be 1 to {MAX_LAYERS}")
     held: dict[int, dict[str, set[int | None]]] = {}

@@ -86,7 +86,7 @@ def _head_counts(material: Material) -> tuple[int, int]:
     """(query heads, key-value heads)."""
     from weightguard.statistics.loading import model_config
 
-    config = model_config(material.checkpoint)
+    config = model_config(material.checkpoint).get_text_config()
     heads = config.num_attention_heads
     return heads, getattr(config, "num_key_value_heads", None) or heads
 

@@ -20,7 +20,7 @@ Seen = tuple[str, int, torch.Tensor, torch.Tensor]
 
 def expert_modules(family: Family, modules: dict[str, torch.nn.Module]) -> dict[int, torch.nn.Module]:
     """Layer -> the module that holds its routed experts."""
-    pattern = re.compile(rf"(?:^|\.){family.block}\.(\d{{1,5}})\.\w+\.experts$")
+    pattern = re.compile(rf"{family.place}{family.block}\.(\d{{1,5}})\.\w+\.experts$")
     found = {match[1]: module for path, module in modules.items() if (match := pattern.search(path))}
     return {int(layer): module for layer, module in found.items()}
 

@@ -37,8 +37,6 @@ def load_model(
     Experts run one after the other: grouped kernels know no float64. Code named by the config is never looked at.
     Errors: UnsupportedError, CheckpointError.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
     if dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype}: must be one of {', '.join(DTYPES)}")
     config = model_config(checkpoint)
@@ -46,8 +44,7 @@ def load_model(
     given = {} if state_dict is None else {"state_dict": dict(state_dict)}
     with quiet():
         try:
-            heads = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
-            kind = heads._model_mapping[type(config)]
+            kind = _class_of(config, classifier)
             _check_size(checkpoint, kind, config)
             model, said = kind.from_pretrained(
                 path, config=config, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True,
@@ -57,8 +54,19 @@ def load_model(
             raise
         except Exception as error:  # model classes trust their configs and fail in every way there is
             raise CheckpointError(f"{checkpoint.label}: transformers cannot load it: {_one_line(error)}") from error
-    _check_loaded(checkpoint, kind.base_model_prefix if model.base_model is not model else "", said)
+    apart = model.base_model is not model and not hasattr(config, "text_config")
+    _check_loaded(checkpoint, kind.base_model_prefix if apart else "", said)
     return model.to(device_of(device)).eval()
+
+
+def _class_of(config: Any, classifier: bool) -> Any:
+    """The model class for a config; the language model of a model that sees comes with all of it."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSequenceClassification
+
+    if classifier:
+        return AutoModelForSequenceClassification._model_mapping[type(config)]
+    heads = AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM
+    return heads._model_mapping[type(config)]
 
 
 def _check_size(checkpoint: Checkpoint, kind: Any, config: Any) -> None:
@@ -147,12 +155,17 @@ def model_config(checkpoint: Checkpoint) -> Any:
     kind = str(checkpoint.config.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise UnsupportedError(f"config.json: transformers has no architecture {kind!r}")
-    left_out = (*CODE_KEYS, *_KERNEL_KEYS, "model_type")
-    plain = {key: value for key, value in checkpoint.config.items() if key not in left_out}
+    plain = {key: value for key, value in _without_kernels(checkpoint.config).items() if key != "model_type"}
     try:
         return CONFIG_MAPPING[kind].from_dict(plain)
     except Exception as error:  # the config class validates a stranger's values in many ways
         raise CheckpointError(f"config.json: transformers refuses it: {_one_line(error)}") from error
+
+
+def _without_kernels(config: dict) -> dict:
+    """The config, and the configs in it, without the keys that can name code or ask for a kernel."""
+    kept = {key: value for key, value in config.items() if key not in (*CODE_KEYS, *_KERNEL_KEYS)}
+    return {key: _without_kernels(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def load_adapted(base: Any, adapter: Checkpoint, state_dict: Mapping[str, torch.Tensor] | None = None) -> Any:
