@@ -13,6 +13,7 @@ from weightguard.checkpoint.naming import (
     family_of,
     in_scope,
     match_linears,
+    predicting_layers,
     sees,
 )
 from weightguard.checkpoint.reader import CODE_KEYS, Checkpoint, check_editable, open_checkpoint, read_exactly
@@ -21,5 +22,5 @@ __all__ = [
     "CODE_KEYS", "FLOATS", "Checkpoint", "Family", "Header", "Linear", "LoraPair", "Merged", "Resolved", "TensorInfo",
     "adapter_linears", "allowed_target", "base_model", "bypassing", "check_editable", "check_pairing", "check_same",
     "decoder_linears", "family_of", "front_matter", "in_scope", "lora_pairs", "match_linears", "open_checkpoint", "opened",
-    "read_exactly", "resolve", "sees", "total_size",
+    "predicting_layers", "read_exactly", "resolve", "sees", "total_size",
 ]  # fmt: skip

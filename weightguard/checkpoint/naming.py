@@ -268,13 +268,23 @@ def _matrices(info: TensorInfo) -> list[TensorInfo]:
 def decoder_linears(config: dict, tensors: Mapping[str, TensorInfo]) -> dict[str, Linear]:
     """On-disk tensor name -> Linear, in (layer, role) order. A layer without one of its linears is an error."""
     paths = {name.removesuffix(".weight"): name for name in tensors if name.endswith(".weight") or "#" in name}
-    found = match_linears(family_of(config), paths)
+    matched, beyond = match_linears(family_of(config), paths), predicting_layers(config)
+    found = {path: linear for path, linear in matched.items() if linear.layer not in beyond}
     _check_complete(config, found)
     for path in found:
         info = tensors[paths[path]]
         if len(info.shape) != 2 or 0 in info.shape:
             raise CheckpointError(f"{info.file}: tensor {info.name!r} is {list(info.shape)}, where a matrix must be")
     return {paths[path]: dataclasses.replace(linear, tensor=paths[path]) for path, linear in found.items()}
+
+
+def predicting_layers(config: dict) -> range:
+    """Numbers of the layers after the last one that only guess further tokens ahead; the model itself runs without them."""
+    config = language_config(config)
+    layers, more = config.get("num_hidden_layers"), config.get("num_nextn_predict_layers")
+    if type(layers) is not int or type(more) is not int or not 0 < more <= MAX_LAYERS:
+        return range(0)
+    return range(layers, layers + more)
 
 
 def match_linears(family: Family, paths: Iterable[str]) -> dict[str, Linear]:
