@@ -1,4 +1,4 @@
-"""Every architecture of the table, from files that transformers wrote to files that transformers loads."""
+"""Dtypes, ties, shards and targets over nine architectures; every other one is in test_architectures.py."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_combination(
 
 
 def test_the_sample_covers_the_table(families: tuple[str, ...]) -> None:
-    assert set(families) == set(FAMILIES)
+    assert set(FAMILIES) <= set(families)
     for family in FAMILIES:
         rows = [row for row in SOME if row[0] == family]
         assert all(len({row[at] for row in rows}) == 2 for at in (2, 3, 4))

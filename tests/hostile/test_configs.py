@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from weightguard.checkpoint.naming import FAMILIES
+from weightguard.checkpoint.naming import FAMILIES, WRAPPERS
 
 C, W = "config.json: ", "model.safetensors: tensor "
 NORM, UP, DOWN = "model.norm.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
 LAYERS = C + "num_hidden_layers is {}; it must be 1 to 100000"
-KNOWN = ", ".join(sorted(FAMILIES))
+KNOWN = ", ".join(sorted([*FAMILIES, *WRAPPERS]))
 ROW = f"(known: {KNOWN}); to add it, give FAMILIES in weightguard/checkpoint/naming.py a row: "
+FAMILY = 'Family("layers", ({"q": "self_attn.q_proj", ...},), ({"up": "mlp.up_proj", ...},))'
 OUT_OF = "{}: a link out of the checkpoint, to TMP/in/outside; copy the file itself"
 NAN, INFINITE = b"\0\0\xc0\x7f", b"\0\0\x80\xff"
 QUANTISED = "quantised weights ({}) cannot be edited; repair the unquantised model, then quantise"
@@ -70,18 +71,17 @@ CONFIGS: dict[str, Case] = {
     "deep": (text('{"a":' * 100_000), f"{C}nested deeper than 64 levels"),
     "without an architecture": (
         config(model_type=None),
-        f'{C}architecture \'None\' is not supported {ROW}"None": Family("layers", {{"q": "self_attn.q_proj", ...}})',
+        f"{C}architecture 'None' is not supported {ROW}\"None\": {FAMILY}",
         6,
     ),
     "unknown architecture": (
         config(model_type="mamba"),
-        f'{C}architecture \'mamba\' is not supported {ROW}"mamba": Family("layers", {{"q": "self_attn.q_proj", ...}})',
+        f"{C}architecture 'mamba' is not supported {ROW}\"mamba\": {FAMILY}",
         6,
     ),
     "architecture that is a list": (
         config(model_type=["llama"]),
-        f"{C}architecture \"['llama']\" is not supported {ROW}"
-        '"[\'llama\']": Family("layers", {"q": "self_attn.q_proj", ...})',
+        f"{C}architecture \"['llama']\" is not supported {ROW}\"['llama']\": {FAMILY}",
         6,
     ),
     "no layer": (config(num_hidden_layers=0), LAYERS.format(0)),

@@ -144,7 +144,9 @@ def _job(
     check_companions(subject.model)
     check_space(output.out.parent, _space(subject) if asked is None else 0)
     shapes = {name: subject.model.info(name).shape for name in subject.named}
-    tensors = () if asked is None else tuple(targeted(asked, subject.named, shapes))
+    # peft puts factors on modules, and the experts of a layer are packed in one that is no linear.
+    adaptable = [name for name, linear in subject.named.items() if linear.expert is None]
+    tensors = () if asked is None else tuple(targeted(asked, adaptable, shapes))
     chosen = _guard(guard, options, sources, subject)
     return Job(subject, chosen, asked, tensors, settled, sources, output, running)
 
@@ -252,11 +254,14 @@ def _word(value: object) -> str:
 
 def _prepared(job: Job, model: Any, found: EncodedSet, progress: Progress) -> tuple[Any, Any, StateFile]:
     """(the model with what is to be trained, the guard with what it had to measure, the state file of the run)."""
+    from weightguard.api.trained import check_writable
     from weightguard.training.lora import adapted
 
     if job.guard_name == "salora":
         return _with_directions(job, model, found, progress)
-    if job.lora is not None:
+    if job.lora is None:
+        check_writable(job.subject, model)
+    else:
         model = adapted(model, job.lora, job.tensors, _base_name(job.subject), job.recipe.seed)
     return model, job.guard, _state(job, found)
 

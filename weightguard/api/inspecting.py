@@ -24,6 +24,8 @@ from weightguard.errors import WeightguardError
 
 Progress = Callable[[str, int, int], None]
 CHUNK = 4 << 20
+HEADS = ("lm_head.weight", "embed_out.weight")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 # Bits of the exponent: all set means NaN or infinity. Read as little-endian unsigned integers.
 _EXPONENT = {
     "F64": ("<u8", 0x7FF << 52),
@@ -133,9 +135,9 @@ def _stray(checkpoint: Checkpoint) -> list[str]:
 
 
 def _tied(checkpoint: Checkpoint) -> tuple[str, ...]:
-    if checkpoint.is_adapter or any(n.endswith("lm_head.weight") for n in checkpoint.tensors):
+    if checkpoint.is_adapter or any(n.endswith(HEADS) for n in checkpoint.tensors):
         return ()
-    embedding = next((n for n in checkpoint.tensors if n.endswith(("embed_tokens.weight", "wte.weight"))), None)
+    embedding = next((n for n in checkpoint.tensors if n.endswith(EMBEDDINGS)), None)
     return () if embedding is None else (f"lm_head.weight = {embedding}",)
 
 
@@ -157,7 +159,7 @@ def _read_all(
     for file, header in checkpoint.headers.items():
         whole = hashlib.sha256(header.raw)
         with opened(checkpoint.directory, file) as descriptor:
-            for info in sorted(header.tensors.values(), key=lambda t: t.start):
+            for info in checkpoint.by_file[file]:
                 own, odd, zero = hashlib.sha256(), False, info.nbytes > 0
                 for position in range(info.start, info.end, CHUNK):
                     buffer = bytearray(min(CHUNK, info.end - position))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightguard.api.collect import Progress, Running, collect, encoded
 from weightguard.api.subject import Subject
+from weightguard.checkpoint import predicting_layers, sees
 from weightguard.errors import MismatchError, UsageError
 from weightguard.methods.inputs import Inputs
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from weightguard.parts import Neurons
     from weightguard.statistics.norms import InputNorms
 
+TOWERS = "of this model only the language model is repaired: what makes it see stays as it is"
 # Need -> the fields of `Data` it may look at.
 _LOOKS_AT = {
     "harmful": ("harmful", "stats", "utility"),
@@ -78,12 +80,20 @@ def gather(method: Any, subject: Subject, data: Data, running: Running, notes: N
 
 
 def _outside(subject: Subject) -> list[str]:
-    """Adapted modules that no scope holds, such as a head."""
+    """What no scope holds: a vision tower, layers beyond the last; adapted modules such as a head."""
     if subject.adapter is None:
-        return []
+        return [*([TOWERS] if sees(subject.model.config) else []), *_guessing(subject.model)]
     others = [name for name in subject.factor_pairs() if name not in subject.named]
     said = f"{len(others)} adapted modules outside the decoder blocks (first: {others[0]})" if others else ""
     return [f"{said} are not repaired: their update stays as it is"] if others else []
+
+
+def _guessing(model: Checkpoint) -> list[str]:
+    """Layers that only guess further tokens ahead: no forward pass of the model runs them."""
+    places = tuple(f".layers.{number}." for number in predicting_layers(model.config))
+    held = [name for name in model.tensors if any(place in name for place in places)]
+    said = f"{len(held)} tensors of layers that guess further tokens (first: {held[0]})" if held else ""
+    return [f"{said} are not repaired: stock transformers leaves them out"] if held else []
 
 
 def _unlike(subject: Subject) -> list[str]:

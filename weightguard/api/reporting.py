@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from weightguard.checkpoint.naming import ROLES
+
 if TYPE_CHECKING:
     from weightguard.api.strength import Calibration
 
-ROLES = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "merged")
+ORDER = (*ROLES, "merged")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def changes_of(edits: Mapping[str, Mapping[str, Any]]) -> tuple[RoleChange, ...]
 
 def role_order(role: str) -> int:
     """Where a role stands in tables; unknown ones last."""
-    return ROLES.index(role) if role in ROLES else len(ROLES)
+    return ORDER.index(role) if role in ORDER else len(ORDER)
 
 
 def _summed(role: str, edits: list[Mapping[str, Any]]) -> RoleChange:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightguard.api.subject import Subject
 from weightguard.checkpoint import Merged, Resolved, open_checkpoint, strict_json
+from weightguard.errors import UnsupportedError
 
 if TYPE_CHECKING:
     import numpy
@@ -32,6 +33,19 @@ class Publication:
     facts: Mapping[str, Any]
     options: Options
     progress: Progress
+
+
+def check_writable(subject: Subject, model: Any) -> None:
+    """Every parameter has a tensor of its name in the files, to which training could be written. Error: UnsupportedError."""
+    from weightguard.statistics.parameters import known_targets
+
+    held = {id(target.parameter) for target in known_targets(model, subject.model.tensors).values()}
+    lost = next((name for name, parameter in model.named_parameters() if id(parameter) not in held), None)
+    if lost is not None:
+        raise UnsupportedError(
+            f"{subject.model.label}: the files hold {lost!r} in other pieces or under another name, so that its training "
+            f"could not be written back; give --lora"
+        )
 
 
 def publish_full(to: Publication, model: Any) -> Manifest:

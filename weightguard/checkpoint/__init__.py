@@ -6,12 +6,21 @@ from weightguard.checkpoint.header import FLOATS, Header, TensorInfo
 from weightguard.checkpoint.hub import Resolved, allowed_target, resolve
 from weightguard.checkpoint.layout import opened, total_size
 from weightguard.checkpoint.merged import Merged, check_pairing, check_same
-from weightguard.checkpoint.naming import Linear, decoder_linears, family_of, in_scope, match_linears
+from weightguard.checkpoint.naming import (
+    Family,
+    Linear,
+    decoder_linears,
+    family_of,
+    in_scope,
+    match_linears,
+    predicting_layers,
+    sees,
+)
 from weightguard.checkpoint.reader import CODE_KEYS, Checkpoint, check_editable, open_checkpoint, read_exactly
 
 __all__ = [
-    "CODE_KEYS", "FLOATS", "Checkpoint", "Header", "Linear", "LoraPair", "Merged", "Resolved", "TensorInfo",
+    "CODE_KEYS", "FLOATS", "Checkpoint", "Family", "Header", "Linear", "LoraPair", "Merged", "Resolved", "TensorInfo",
     "adapter_linears", "allowed_target", "base_model", "bypassing", "check_editable", "check_pairing", "check_same",
     "decoder_linears", "family_of", "front_matter", "in_scope", "lora_pairs", "match_linears", "open_checkpoint", "opened",
-    "read_exactly", "resolve", "total_size",
+    "predicting_layers", "read_exactly", "resolve", "sees", "total_size",
 ]  # fmt: skip

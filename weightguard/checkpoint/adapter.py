@@ -185,7 +185,7 @@ def _base_tensor(pair: LoraPair, base: Checkpoint, adapter: Checkpoint) -> str:
     parts = pair.module.split(".")
     # A base saved without its head class has the same paths less their first components.
     candidates = [".".join(parts[i:]) + ".weight" for i in range(len(parts))]
-    name = next((c for c in candidates if c in base.tensors), None)
+    name = next((c for c in candidates if c in base.tensors), None) or _same_linear(pair.module, base)
     if name is None and parts[-1] == "lm_head" and base.config.get("tie_word_embeddings", True):
         raise UnsupportedError(f"{adapter.label}: adapts lm_head, which {base.label} ties to its embedding")
     if name is None:
@@ -199,6 +199,16 @@ def _base_tensor(pair: LoraPair, base: Checkpoint, adapter: Checkpoint) -> str:
             f"the adapter belongs to another base"
         )
     return name
+
+
+def _same_linear(module: str, base: Checkpoint) -> str | None:
+    """The decoder linear of the same place and role, where files and memory name the parts of a model differently."""
+    family = family_of(base.config)
+    for wanted in match_linears(family, [module]).values():
+        named = match_linears(family, (n.removesuffix(".weight") for n in base.tensors if n.endswith(".weight")))
+        same = (path for path, linear in named.items() if (linear.site, linear.role) == (wanted.site, wanted.role))
+        return next((f"{path}.weight" for path in same), None)
+    return None
 
 
 def _is_transposed(name: str, base: Checkpoint) -> bool:

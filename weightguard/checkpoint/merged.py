@@ -67,4 +67,4 @@ def check_same(name: str, aligned: Checkpoint, unaligned: Checkpoint) -> None:
 
 
 def _is_head(name: str) -> bool:
-    return name == "lm_head.weight" or name.endswith(".lm_head.weight")
+    return name.removesuffix(".weight").rpartition(".")[2] in ("lm_head", "embed_out")

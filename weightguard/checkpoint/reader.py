@@ -14,6 +14,7 @@ from weightguard.checkpoint import strict_json
 from weightguard.checkpoint.header import FLOATS, Header, TensorInfo
 from weightguard.checkpoint.hub import Resolved, allowed_target
 from weightguard.checkpoint.layout import ADAPTER, Layout, opened, read_layout
+from weightguard.checkpoint.naming import unpacked
 from weightguard.errors import CheckpointError, SystemFailure, UnsupportedError
 
 if TYPE_CHECKING:
@@ -42,9 +43,23 @@ class Checkpoint:
         return self.layout.headers
 
     @cached_property
+    def parts(self) -> dict[str, list[TensorInfo]]:
+        """Every stored tensor, shard by shard, in header order: itself, or the experts that are packed in it."""
+        stored = [info for file in self.layout.files for info in self.headers[file].tensors.values()]
+        return {info.name: [info] for info in stored} if self.is_adapter else unpacked(self.config, stored)
+
+    @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
-        """Every tensor, shard by shard, in header order."""
-        return {name: info for file in self.layout.files for name, info in self.headers[file].tensors.items()}
+        """Every tensor, and in place of one that packs experts the matrix of each, NAME#0, NAME#1 and so on."""
+        return {info.name: info for parts in self.parts.values() for info in parts}
+
+    @cached_property
+    def by_file(self) -> dict[str, list[TensorInfo]]:
+        """The tensors of every weight file in the order in which they lie there, without a hole."""
+        found: dict[str, list[TensorInfo]] = {file: [] for file in self.layout.files}
+        for info in sorted(self.tensors.values(), key=lambda each: each.start):
+            found[info.file].append(info)
+        return found
 
     @cached_property
     def largest(self) -> int:

@@ -149,6 +149,7 @@ def show_statistics(found: InputNorms, out: str, form: str) -> None:
                 "out": out,
                 "counted_tokens": found.tokens,
                 "linears": len(found.sums),
+                "unseen": list(found.unseen),
                 "sha256": found.digest(),
                 **found.facts,
             }
@@ -156,6 +157,11 @@ def show_statistics(found: InputNorms, out: str, form: str) -> None:
         return
     data = found.facts["data"]
     click.echo(f"{len(found.sums)} linears, {found.tokens} tokens counted in {data['rows']} rows of {data['source']}")
+    if found.unseen:
+        first = next(iter(found.unseen))
+        click.echo(
+            f"no counted token reached {len(found.unseen)} of them, experts of which nothing is known (first: {first})"
+        )
     click.echo(f"tokens: {found.facts['tokens']}, template: {found.facts['template']}, dtype: {found.facts['dtype']}")
     click.echo(f"wrote {_shown(out)}")
 

@@ -70,7 +70,7 @@ class Material:
         """The parameter of the running model behind a tensor, as it is stored; change it only to put it back."""
         from weightguard.statistics.gradients import running_weights
 
-        return running_weights(self.model, self.checkpoint.config, {name: self.linears[name]})[name]
+        return running_weights(self.model, self.checkpoint.config, {name: self.linears[name]})[name].weight
 
     def step(self, what: str) -> Callable[[int, int], None]:
         """Progress under one name."""

@@ -97,7 +97,9 @@ def _mask(opener: Opener, name: str, k: int, group: str) -> numpy.ndarray:
 
     keys, shape = opener(name)
     mask: numpy.ndarray = numpy.zeros(shape, bool)
-    for start, stop, block in ops.masks(keys, shape, k, "row" if group == "row" else "matrix") if k else ():
+    # An expert that no token reached has no score at all, and the entries that come first would be taken.
+    known = k and any(bool(keys(*tile).any()) for tile in ops.tiles(shape))
+    for start, stop, block in ops.masks(keys, shape, k, "row" if group == "row" else "matrix") if known else ():
         mask[start:stop] = block.numpy()
     return bits.packed(mask)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from weightguard.checkpoint import family_of
 from weightguard.errors import UnsupportedError, UsageError
 from weightguard.locate.material import Material
 from weightguard.locate.scores import Opener
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     import numpy
 
 UNITS = ("rows", "heads")
-_COLUMNS = ("o", "down")
 _ATTENTION = ("q", "k", "v", "qkv", "o")
 
 
@@ -66,6 +66,8 @@ def unit_groups(material: Material, units: str) -> dict[str, Group]:
             owner = _head_owner(material, name, heads, shared)
             form = "columns" if linear.role == "o" else "rows"
             layers.setdefault(f"layer {linear.layer}", {})[name] = Member(form, owner, material.shape(name))
+    if not family_of(material.checkpoint.config).heads_apart:
+        raise UnsupportedError("--units heads: this architecture mixes heads in its q, k and v; give --units rows")
     if not layers:
         raise UsageError("--units heads: no tensor of attention is in --scope; give scope all or q,k,v,o")
     return {name: Group(shared, members) for name, members in layers.items()}
@@ -75,7 +77,7 @@ def _lines(material: Material, name: str) -> Group:
     import numpy
 
     shape = material.shape(name)
-    form = "columns" if material.linears[name].role in _COLUMNS else "rows"
+    form = "columns" if material.linears[name].writes else "rows"
     size = shape[form == "columns"]
     return Group(size, {name: Member(form, numpy.arange(size), shape)})
 
@@ -84,7 +86,7 @@ def _head_counts(material: Material) -> tuple[int, int]:
     """(query heads, key-value heads)."""
     from weightguard.statistics.loading import model_config
 
-    config = model_config(material.checkpoint)
+    config = model_config(material.checkpoint).get_text_config()
     heads = config.num_attention_heads
     return heads, getattr(config, "num_key_value_heads", None) or heads
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from weightguard.errors import UsageError
 from weightguard.methods.inputs import Inputs, as_share, option, settings
-from weightguard.methods.selecting import EntrySelection, select_edits
+from weightguard.methods.selecting import EntrySelection, logical_shape, select_edits
 
 if TYPE_CHECKING:
     from weightguard.checkpoint import Linear
     from weightguard.plan import Plan, Select
+
+
+UNSEEN = "no counted token of the data reached them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +41,17 @@ class Antidote(EntrySelection):
         from weightguard.plan import Plan
 
         edits, evidence = select_edits(self, inputs, lambda linear, shape: self._edit(inputs, linear, shape))
-        return Plan(self.NAME, self.PAPER, str(self.target), settings(self), edits, evidence)
+        left = _unseen(inputs) if edits else {}
+        notes = () if not left else (f"{len(left)} tensors (first: {next(iter(left))}) are left alone: {UNSEEN}",)
+        return Plan(self.NAME, self.PAPER, str(self.target), settings(self), edits, {**evidence, **left}, notes)
 
-    def _edit(self, inputs: Inputs, linear: Linear, shape: tuple[int, int]) -> Select:
+    def _edit(self, inputs: Inputs, linear: Linear, shape: tuple[int, int]) -> Select | None:
         from weightguard.plan import Select
 
         assert inputs.harmful is not None
         inputs.harmful.check_shape(linear.tensor, shape[1])
+        if linear.tensor in inputs.harmful.unseen:
+            return None  # every score is zero, and the entries that come first would be taken
         spare_k, spare_norms = self._spare(inputs, linear, shape)
         norms = inputs.harmful.norms(linear.tensor)
         return Select(linear.tensor, self.of, 0, self.edit_group, "wanda", norms, None, spare_k, spare_norms)
@@ -57,5 +64,17 @@ class Antidote(EntrySelection):
         if inputs.utility is None or self.group == "global":
             raise UsageError("--utility-ratio needs --utility data, and --group row or matrix")
         size = shape[1] if self.group == "row" else shape[0] * shape[1]
+        if linear.tensor in inputs.utility.unseen:
+            return 0, None
         k = count(as_share(self.utility_ratio, "utility-ratio"), size, str(self.rounding))
         return k, inputs.utility.norms(linear.tensor)
+
+
+def _unseen(inputs: Inputs) -> dict[str, dict[str, Any]]:
+    """Tensors in scope of which the data tell nothing, as evidence."""
+    assert inputs.harmful is not None
+    unseen = [linear for name, linear in inputs.linears.items() if name in inputs.harmful.unseen]
+    return {
+        it.tensor: {"layer": it.layer, "role": it.role, "shape": list(logical_shape(inputs, it)), "skipped": UNSEEN}
+        for it in unseen
+    }

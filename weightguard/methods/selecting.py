@@ -72,21 +72,25 @@ class EntrySelection:
 
 
 def select_edits(
-    method: EntrySelection, inputs: Inputs, edit_of: Callable[[Linear, tuple[int, int]], Select]
+    method: EntrySelection, inputs: Inputs, edit_of: Callable[[Linear, tuple[int, int]], Select | None]
 ) -> tuple[dict[str, Select], dict[str, dict[str, Any]]]:
-    """Edits and evidence by tensor. `edit_of(linear, (out, in))` gives the edit less its count. Error: UsageError."""
+    """Edits and evidence by tensor. `edit_of(linear, (out, in))` gives the edit less its count, None to leave it alone.
+
+    What is left alone is part of no group. Error: UsageError.
+    """
     from weightguard.statistics.selection import count
 
     ratio, rounding = as_share(method.ratio, "ratio"), str(method.rounding)
     if ratio == 0:
         return {}, {}
     shapes = {name: logical_shape(inputs, linear) for name, linear in inputs.linears.items()}
-    edits = {name: edit_of(linear, shapes[name]) for name, linear in inputs.linears.items()}
+    found = {name: edit_of(linear, shapes[name]) for name, linear in inputs.linears.items()}
+    edits = {name: edit for name, edit in found.items() if edit is not None}
     if method.group == "global":
-        total = sum(rows * columns for rows, columns in shapes.values())
+        total = sum(shapes[name][0] * shapes[name][1] for name in edits)
         counts = _global(inputs, edits, count(ratio, total, rounding))
     else:
-        sizes = {n: s[1] if method.group == "row" else s[0] * s[1] for n, s in shapes.items()}
+        sizes = {n: s[1] if method.group == "row" else s[0] * s[1] for n, s in shapes.items() if n in edits}
         counts = {n: count(ratio, size, rounding) for n, size in sizes.items()}
     edits = {n: dataclasses.replace(e, k=counts[n]) for n, e in edits.items() if counts[n]}
     if not edits:

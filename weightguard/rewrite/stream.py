@@ -84,11 +84,13 @@ def _apply(name: str, plan: Plan, weights: Weights) -> Change:
 
 def all_tensors(plan: Plan, sources: Sources) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the repaired model in memory, by on-disk name: the same values that a rewrite stores."""
-    for name in sources.model.tensors:
-        if needs_edit(name, plan.edits, sources):
-            yield name, edited(name, plan, sources)
-        else:
-            yield name, sources.model.read(name)
+    for name, parts in sources.model.parts.items():
+        tensors = [_replayed(part.name, plan, sources) for part in parts]
+        yield name, tensors[0] if parts[0].name == name else torch.stack(tensors)
+
+
+def _replayed(name: str, plan: Plan, sources: Sources) -> torch.Tensor:
+    return edited(name, plan, sources) if needs_edit(name, plan.edits, sources) else sources.model.read(name)
 
 
 def write_weights(
@@ -118,7 +120,7 @@ def _write_file(
         _check_header(header, source, before, file)
         write_all(out.fileno(), header.raw)
         hashes.both(header.raw)
-        for info in sorted(header.tensors.values(), key=lambda t: t.start):
+        for info in sources.model.by_file[file]:
             if needs_edit(info.name, plan.edits, sources):
                 _write_edited(info.name, plan, _open(info.name, plan, sources, memory), out.fileno(), hashes, written)
             else:

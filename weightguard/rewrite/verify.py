@@ -70,7 +70,7 @@ def _check_file(file: str, output: Checkpoint, manifest: Manifest, progress: Pro
     header = output.headers[file]
     whole = hashlib.sha256(header.raw)
     with opened(output.directory, file) as descriptor:
-        for info in sorted(header.tensors.values(), key=lambda t: t.start):
+        for info in output.by_file[file]:
             own = hashlib.sha256()
             for chunk in _chunks(descriptor, info.start, info.end, file):
                 own.update(chunk)

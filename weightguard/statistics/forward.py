@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,10 @@ from weightguard.checkpoint import Linear, LoraPair, family_of, match_linears
 from weightguard.data import Encoded
 from weightguard.errors import CheckpointError, DataError
 from weightguard.kernels import ops
+from weightguard.statistics.experts import expert_count, expert_modules, packs_experts, routed
 
 Progress = Callable[[int, int], None]
+Take = Callable[[str, torch.Tensor, torch.Tensor], None]
 BATCH_TOKENS = 4096
 
 
@@ -42,19 +45,20 @@ def run_hooked(
     config: dict,
     hooked: Mapping[str, torch.nn.Module],
     rows: Sequence[Encoded],
-    take: Callable[[str, torch.Tensor, torch.Tensor], None],
+    take: Take,
     progress: Progress,
     batch_tokens: int = BATCH_TOKENS,
 ) -> None:
-    """Run the rows once; `take(key, inputs (rows, longest, in), counted (rows, longest))` sees what each module is given.
+    """Run the rows once; `take(key, inputs (rows, longest, in), counted (rows, longest))` sees what each module is given;
+    of experts it sees the tokens (n, in) sent to each of them, counted (n,).
 
     Error: DataError naming a row that is longer than the model can read.
     """
     check_lengths(rows, config, model)
     counted = torch.zeros(0, dtype=torch.bool)
     handles = [
-        module.register_forward_pre_hook(lambda _, args, key=key: take(key, args[0], counted))
-        for key, module in hooked.items()
+        module.register_forward_pre_hook(lambda module, given, keys=keys: _see(module, given, keys, take, counted))
+        for module, keys in _by_module(hooked).items()
     ]
     try:
         done = 0
@@ -66,6 +70,25 @@ def run_hooked(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _by_module(hooked: Mapping[str, torch.nn.Module]) -> dict[torch.nn.Module, dict[str, None]]:
+    found: dict[torch.nn.Module, dict[str, None]] = {}
+    for key, module in hooked.items():
+        found.setdefault(module, {})[key] = None
+    return found
+
+
+def _see(module: torch.nn.Module, given: Any, keys: Mapping[str, None], take: Take, counted: torch.Tensor) -> None:
+    """A module that packs experts has a key for every input of every expert, any other module has one key."""
+    first = next(iter(keys))
+    if not packs_experts(module):
+        take(first, given[0], counted)
+        return
+    layer = first.partition(".")[0]
+    for site, expert, inputs, chosen in routed(module, given, counted):
+        if (key := f"{layer}.{site}.{expert}") in keys:
+            take(key, inputs, chosen)
 
 
 def check_lengths(rows: Sequence[Encoded], config: dict, model: Any) -> None:
@@ -105,12 +128,15 @@ def site_modules(model: Any, config: dict) -> dict[str, torch.nn.Module]:
     found: dict[str, torch.nn.Module] = {}
     for path, linear in match_linears(family_of(config), modules).items():
         found.setdefault(site_key(linear), modules[path])
+    for layer, module in expert_modules(family_of(config), modules).items():
+        sites = itertools.product(("expert_in", "expert_out"), range(expert_count(module)))
+        found |= {f"{layer}.{site}.{expert}": module for site, expert in sites}
     return found
 
 
 def site_key(linear: Linear) -> str:
     """Linears with one key share one input."""
-    return "{}.{}".format(*linear.site)
+    return ".".join(map(str, linear.site))
 
 
 def _keys(linears: Mapping[str, Linear], pairs: Mapping[str, LoraPair] | None) -> dict[str, str]:

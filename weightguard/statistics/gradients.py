@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from weightguard.checkpoint import Linear, family_of, match_linears
 from weightguard.data import Encoded
 from weightguard.errors import DataError
+from weightguard.statistics.experts import expert_modules, expert_weight
 from weightguard.statistics.forward import Progress, check_lengths
 
 # What is kept of one gradient: (tensor, weight (out, in), gradient (out, in)) -> anything.
@@ -92,10 +94,10 @@ def _reduced(
         parameter.requires_grad_(False)
     handles = []
     with torch.enable_grad():
-        for name, weight in running_weights(model, config, linears).items():
-            weight.requires_grad_(True)
-            take = _taker(name, linears[name].transposed, reduce, kept)
-            handles.append(weight.register_post_accumulate_grad_hook(take))
+        for parameter, held in _by_parameter(running_weights(model, config, linears)).items():
+            parameter.requires_grad_(True)
+            take = _taker(held, linears, reduce, kept)
+            handles.append(parameter.register_post_accumulate_grad_hook(take))
         try:
             yield
         finally:
@@ -103,18 +105,48 @@ def _reduced(
                 handle.remove()
 
 
-def _taker(name: str, transposed: bool, reduce: Reduce, kept: dict[str, Any]) -> Callable[[torch.Tensor], None]:
-    def take(weight: torch.Tensor) -> None:
-        assert weight.grad is not None
-        pair = (weight.detach(), weight.grad)
-        kept[name] = reduce(name, *((each.T for each in pair) if transposed else pair))
-        weight.grad = None
+def _by_parameter(weights: Mapping[str, Running]) -> dict[torch.nn.Parameter, dict[str, Running]]:
+    found: dict[torch.nn.Parameter, dict[str, Running]] = {}
+    for name, weight in weights.items():
+        found.setdefault(weight.parameter, {})[name] = weight
+    return found
+
+
+def _taker(
+    held: Mapping[str, Running], linears: Mapping[str, Linear], reduce: Reduce, kept: dict[str, Any]
+) -> Callable[[torch.Tensor], None]:
+    def take(parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        for name, weight in held.items():
+            pair = (weight.of(parameter.detach()), weight.of(parameter.grad))
+            kept[name] = reduce(name, *((each.T for each in pair) if linears[name].transposed else pair))
+        parameter.grad = None
 
     return take
 
 
-def running_weights(model: Any, config: dict, linears: Mapping[str, Linear]) -> dict[str, torch.Tensor]:
-    """On-disk tensor name -> the parameter of the running model."""
+@dataclass(frozen=True, eq=False)
+class Running:
+    """The parameter of the running model that holds an on-disk tensor, and `of`: the tensor's part of it, as a view."""
+
+    parameter: torch.nn.Parameter
+    of: Callable[[torch.Tensor], torch.Tensor]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The tensor as it is stored, a view of the parameter."""
+        return self.of(self.parameter)
+
+
+def running_weights(model: Any, config: dict, linears: Mapping[str, Linear]) -> dict[str, Running]:
+    """On-disk tensor name -> where the running model has it."""
     modules = dict(model.named_modules())
-    found = {(it.layer, it.role): modules[p].weight for p, it in match_linears(family_of(config), modules).items()}
-    return {name: found[linear.layer, linear.role] for name, linear in linears.items()}
+    family = family_of(config)
+    dense = {(it.layer, it.role): modules[p].weight for p, it in match_linears(family, modules).items()}
+    experts = expert_modules(family, modules)
+    return {
+        name: Running(dense[linear.layer, linear.role], lambda tensor: tensor)
+        if linear.expert is None
+        else Running(*expert_weight(experts[linear.layer], linear.role, linear.expert))
+        for name, linear in linears.items()
+    }

@@ -34,10 +34,9 @@ def load_model(
     """The causal language model of a checkpoint, or with `classifier` its sequence classifier, in eval mode.
 
     dtype: float32 by default whatever the files hold. state_dict: tensors by on-disk name instead of the files'.
-    Code named by the config is never looked at. Errors: UnsupportedError, CheckpointError.
+    Experts run one after the other: grouped kernels know no float64. Code named by the config is never looked at.
+    Errors: UnsupportedError, CheckpointError.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
     if dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype}: must be one of {', '.join(DTYPES)}")
     config = model_config(checkpoint)
@@ -45,19 +44,29 @@ def load_model(
     given = {} if state_dict is None else {"state_dict": dict(state_dict)}
     with quiet():
         try:
-            heads = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
-            kind = heads._model_mapping[type(config)]
+            kind = _class_of(config, classifier)
             _check_size(checkpoint, kind, config)
             model, said = kind.from_pretrained(
                 path, config=config, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True,
-                ignore_mismatched_sizes=True, output_loading_info=True, **given,
+                ignore_mismatched_sizes=True, output_loading_info=True, experts_implementation="eager", **given,
             )  # fmt: skip
         except (MemoryError, CheckpointError):
             raise
         except Exception as error:  # model classes trust their configs and fail in every way there is
             raise CheckpointError(f"{checkpoint.label}: transformers cannot load it: {_one_line(error)}") from error
-    _check_loaded(checkpoint, kind.base_model_prefix, said)
+    apart = model.base_model is not model and not hasattr(config, "text_config")
+    _check_loaded(checkpoint, kind.base_model_prefix if apart else "", said)
     return model.to(device_of(device)).eval()
+
+
+def _class_of(config: Any, classifier: bool) -> Any:
+    """The model class for a config; the language model of a model that sees comes with all of it."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSequenceClassification
+
+    if classifier:
+        return AutoModelForSequenceClassification._model_mapping[type(config)]
+    heads = AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM
+    return heads._model_mapping[type(config)]
 
 
 def _check_size(checkpoint: Checkpoint, kind: Any, config: Any) -> None:
@@ -75,14 +84,15 @@ def _check_size(checkpoint: Checkpoint, kind: Any, config: Any) -> None:
 def _check_loaded(checkpoint: Checkpoint, prefix: str, said: Mapping[str, Any]) -> None:
     """transformers fills what a checkpoint lacks, or holds in another shape, with random numbers. Not here.
 
-    A checkpoint saved without its head (names without `prefix`) may lack that head: the decoder is all there.
+    A checkpoint saved without its head (names without `prefix`) may lack that head: the decoder is all there. An empty
+    prefix: the class does not tell the two apart.
     """
     for name, found, wanted in sorted(said["mismatched_keys"]):
         raise CheckpointError(
             f"{checkpoint.label}: tensor {name!r} is {list(found)}, config.json makes it {list(wanted)}; "
             f"the config belongs to another model"
         )
-    whole = any(name.startswith(f"{prefix}.") for name in checkpoint.tensors)
+    whole = not prefix or any(name.startswith(f"{prefix}.") for name in checkpoint.tensors)
     lacking = sorted(name for name in said["missing_keys"] if whole or name.startswith(f"{prefix}."))
     if lacking:
         raise CheckpointError(
@@ -145,12 +155,17 @@ def model_config(checkpoint: Checkpoint) -> Any:
     kind = str(checkpoint.config.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise UnsupportedError(f"config.json: transformers has no architecture {kind!r}")
-    left_out = (*CODE_KEYS, *_KERNEL_KEYS, "model_type")
-    plain = {key: value for key, value in checkpoint.config.items() if key not in left_out}
+    plain = {key: value for key, value in _without_kernels(checkpoint.config).items() if key != "model_type"}
     try:
         return CONFIG_MAPPING[kind].from_dict(plain)
     except Exception as error:  # the config class validates a stranger's values in many ways
         raise CheckpointError(f"config.json: transformers refuses it: {_one_line(error)}") from error
+
+
+def _without_kernels(config: dict) -> dict:
+    """The config, and the configs in it, without the keys that can name code or ask for a kernel."""
+    kept = {key: value for key, value in config.items() if key not in (*CODE_KEYS, *_KERNEL_KEYS)}
+    return {key: _without_kernels(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def load_adapted(base: Any, adapter: Checkpoint, state_dict: Mapping[str, torch.Tensor] | None = None) -> Any:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ class InputNorms:
                 f"the statistics of tensor {name!r} are not finite and positive; the forward pass broke down"
             )
         return numpy.sqrt(self.sums[name] / self.tokens).astype(numpy.float32)
+
+    @cached_property
+    def unseen(self) -> dict[str, None]:
+        """Tensors that no counted token reached, in order: experts to which none was routed."""
+        return dict.fromkeys(name for name, sums in self.sums.items() if not sums.any())
 
     def check_shape(self, name: str, width: int) -> None:
         if name in self.sums and self.sums[name].shape != (width,):
