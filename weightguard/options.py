@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import field
 from decimal import Decimal, InvalidOperation
+from importlib import import_module
 from typing import Any
 
 from weightguard.errors import UsageError
@@ -14,6 +15,14 @@ from weightguard.errors import UsageError
 def option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
     """A dataclass field that is also a command line flag with this help text."""
     return field(default=default, metadata={"help": text, "choices": choices})
+
+
+def named_class(table: Mapping[str, str], name: str, flag: str, what: str) -> Any:
+    """The class behind a name of `table` (name -> "module:class"), imported now. Error: UsageError listing the names."""
+    if name not in table:
+        raise UsageError(f"{flag} {name}: unknown; {what} are {', '.join(table)}")
+    module, _, attribute = table[name].partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def configured(cls: Any, flag: str, options: Mapping[str, Any]) -> Any:

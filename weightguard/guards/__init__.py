@@ -11,10 +11,9 @@ that detaches, `trainer_callback()` does the same inside a `transformers.Trainer
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
-from weightguard.errors import UsageError
+from weightguard.options import named_class
 
 GUARDS = {
     "freeze": "weightguard.guards.freeze:Freeze",
@@ -27,7 +26,4 @@ GUARDS = {
 
 def guard_class(name: str) -> Any:
     """The dataclass of a guard by its name. Error: UsageError listing the names."""
-    if name not in GUARDS:
-        raise UsageError(f"--guard {name}: unknown; guards are {', '.join(GUARDS)}")
-    module, _, attribute = GUARDS[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return named_class(GUARDS, name, "--guard", "guards")

@@ -3,10 +3,9 @@ imported before it is asked for, and no module here imports torch at its top."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
-from weightguard.errors import UsageError
+from weightguard.options import named_class
 
 KINDS = {
     "set-difference": "weightguard.locate.weight:SetDifference",
@@ -20,7 +19,4 @@ KINDS = {
 
 def kind_class(name: str) -> Any:
     """The dataclass of a kind by its name. Error: UsageError listing the names."""
-    if name not in KINDS:
-        raise UsageError(f"--kind {name}: unknown; kinds are {', '.join(KINDS)}")
-    module, _, attribute = KINDS[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return named_class(KINDS, name, "--kind", "kinds")

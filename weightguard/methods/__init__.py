@@ -3,10 +3,9 @@ before it is asked for, and no method module imports torch at its top."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
-from weightguard.errors import UsageError
+from weightguard.options import named_class
 
 METHODS = {
     "antidote": "weightguard.methods.antidote:Antidote",
@@ -28,7 +27,4 @@ METHODS = {
 
 def method_class(name: str) -> Any:
     """The dataclass of a method by its name. Error: UsageError listing the names."""
-    if name not in METHODS:
-        raise UsageError(f"--method {name}: unknown; methods are {', '.join(METHODS)}")
-    module, _, attribute = METHODS[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return named_class(METHODS, name, "--method", "methods")
