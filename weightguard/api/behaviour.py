@@ -175,7 +175,9 @@ def _check_coverage(found: Behaviour, wanted: str | None) -> None:
     listed = [name.strip() for name in (wanted or "").split(",") if name.strip()]
     for name in listed:
         if name not in there:
-            found.notes.append(f"warning: category {name!r} has no row in the safety data, so it is not repaired")
+            found.notes.append(
+                f"warning: category {name!r} has no row in the safety data: nothing shows that it is repaired"
+            )
     found.facts["categories"] = {"in_safety_rows": sorted(there), "listed": listed}
 
 
