@@ -122,6 +122,7 @@ CASES = {
     "qwen2": ({}, 20, 6, {"s": 3, "rho": "0.05"}),  # biases on q, k, v
     "gpt2": ({}, 20, 20, {}),  # transposed, fused, a bias everywhere
     "phi3": ({"dtype": "bfloat16"}, 20, 20, {}),  # fused; rounded to bf16 before the walk goes on
+    "gpt_neox": ({}, 12, 12, {}),  # attention and MLP side by side
     "gemma2": ({"tied": True}, 12, 12, {}),
 }
 
