@@ -122,6 +122,7 @@ CASES = {
     "qwen2": ({}, 20, 6, {"s": 3, "rho": "0.05"}),  # biases on q, k, v
     "gpt2": ({}, 20, 20, {}),  # transposed, fused, a bias everywhere
     "phi3": ({"dtype": "bfloat16"}, 20, 20, {}),  # fused; rounded to bf16 before the walk goes on
+    "gpt_neox": ({}, 12, 12, {}),  # attention and MLP side by side
     "gemma2": ({"tied": True}, 12, 12, {}),
 }
 
@@ -297,3 +298,9 @@ def test_a_plan_of_whole_tensors_lies_on_disk(pair: SimpleNamespace, files: dict
     plan = plan_of(pair.tuned, pair.aligned, **files, save_plan=tmp_path / "plan")
     assert all(isinstance(edit.values, numpy.memmap) for edit in plan.edits.values())
     assert Plan.load(tmp_path / "plan").digest() == plan.digest()
+
+
+def test_a_token_beyond_the_vocabulary_is_named(pair: SimpleNamespace, files: dict[str, str], tmp_path: Path) -> None:
+    beyond = write(tmp_path / "beyond.safetensors", [([5, 64], [False, True])])
+    with pytest.raises(DataError, match="token id 64 in row 1 is beyond the model's vocabulary of 64"):
+        plan_of(pair.tuned, pair.aligned, **{**files, "benign": beyond})

@@ -11,9 +11,15 @@ import pytest
 
 from weightguard.checkpoint import decoder_linears, family_of, open_checkpoint, resolve
 from weightguard.data import Encoded
-from weightguard.errors import CheckpointError
+from weightguard.errors import CheckpointError, UnsupportedError
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2")
+FAMILIES = (
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "cohere", "cohere2", "exaone4",
+    "granite", "olmo", "olmo2", "smollm3", "stablelm", "glm", "glm4", "gpt_neox", "falcon", "bloom", "phi", "starcoder2",
+    "ministral3",
+)  # fmt: skip
+
+NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 
 
 def rows(seed: int = 0, count: int = 7) -> list[Encoded]:
@@ -67,7 +73,8 @@ def test_hidden_states_are_those_of_the_stock_model(family: str, batch_tokens: i
         walk.enter(layer)
         walk.leave()
     # what comes out of the last layer: the stock model shows it after its final norm only
-    norm = getattr(stock(directory).base_model, "ln_f" if family == "gpt2" else "norm")
+    base = stock(directory).base_model
+    norm = next(module for name, module in base.named_children() if name in NORMS)
     for chunk, states in zip(walk._chunks, whole, strict=True):
         with torch.inference_mode():
             assert (norm(chunk.hidden) == states[-1])[chunk.real].all()
@@ -175,6 +182,14 @@ def test_a_missing_tensor_is_named(checkpoint: Callable[..., Path]) -> None:
     walk.leave()
     with pytest.raises(CheckpointError, match=r"layers\.1\.input_layernorm.* is \[15\], config.json makes it \[16\]"):
         walk.enter(1)
+
+
+@pytest.mark.parametrize(
+    "family, said", [("mixtral", "experts"), ("deepseek_v3", "experts"), ("opt", "keeps its layers")]
+)
+def test_what_is_not_walked_is_refused(family: str, said: str, checkpoint: Callable[..., Path]) -> None:
+    with pytest.raises(UnsupportedError, match=said):
+        walk_of(checkpoint(family), {"one": rows()})
 
 
 def test_a_row_longer_than_the_positions_is_named(checkpoint: Callable[..., Path]) -> None:

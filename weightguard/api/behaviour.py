@@ -49,6 +49,7 @@ def read_behaviour(
 ) -> Behaviour:
     """Rows of both roles as token ids, answered and screened. Errors: UsageError, DataError."""
     from weightguard.data import check_vocabulary
+    from weightguard.statistics.loading import model_config
 
     if benign is None and BENIGN in method.NEEDS:
         raise UsageError(f"--method {method.NAME} needs --benign, samples of the data that the model was fine-tuned on")
@@ -62,7 +63,7 @@ def read_behaviour(
         kept = texts if texts is None or method.judge == "none" else _screened(texts, answer, found)
         found.rows[BENIGN] = _tokens(kept, benign, method.counted()[BENIGN], subject, running)
     for role, each in found.rows.items():
-        check_vocabulary(each, subject.model.config["vocab_size"])
+        check_vocabulary(each, model_config(subject.model).vocab_size)
         found.facts[role] = _said(each)
     _check_coverage(found, method.categories)
     return found
@@ -175,7 +176,9 @@ def _check_coverage(found: Behaviour, wanted: str | None) -> None:
     listed = [name.strip() for name in (wanted or "").split(",") if name.strip()]
     for name in listed:
         if name not in there:
-            found.notes.append(f"warning: category {name!r} has no row in the safety data, so it is not repaired")
+            found.notes.append(
+                f"warning: category {name!r} has no row in the safety data: nothing shows that it is repaired"
+            )
     found.facts["categories"] = {"in_safety_rows": sorted(there), "listed": listed}
 
 

@@ -206,7 +206,9 @@ def show_repair(result: Repair, form: str) -> None:
         _show_plan(result.plan)
         click.echo(f"\ndry run, nothing was written; again by:\n  {report.command}")
         return
-    if result.plan.target != "adapter":
+    if result.plan.target == "adapter":
+        click.echo(f"{len(result.plan.edits)} linears as a LoRA adapter over the aligned model")
+    else:
         _show_changes(report.changes)
     click.echo(f"\nwrote {_shown(result.out)}; again by:\n  {report.command}")
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from weightguard.statistics.sites import Site
     from weightguard.weights import Weights
 
+BLOCK = 512  # positions that are in float64 at a time
+
 
 @dataclass(frozen=True, kw_only=True)
 class Refit(FromBehaviour):
@@ -135,10 +137,12 @@ def change(
     weight = {"safety": s / positions["safety"], "benign": 1 / positions["benign"]}
     ridge, power = Ridge(width, total), 0.0
     for part in site.samples():
-        x = part.x.double()
-        ridge.add(x, torch.cat(list(part.wanted.values()), 1).double() - x @ stacked.T, weight[part.role])
-        if part.role == "benign":
-            power += float((x * x).sum()) / (width * positions["benign"])
+        outputs = torch.cat(list(part.wanted.values()), 1)
+        for x, y in zip(part.x.split(BLOCK), outputs.split(BLOCK), strict=True):
+            x = x.double()
+            ridge.add(x, y.double() - x @ stacked.T, weight[part.role])
+            if part.role == "benign":
+                power += float((x * x).sum()) / (width * positions["benign"])
     moved = ridge.solve(rho * power if power else rho).T
     rows = [len(each) for each in aligned.values()]
     said = {"positions": dict(positions), "solved": "dual" if ridge.dual else "primal", "input_power": power}

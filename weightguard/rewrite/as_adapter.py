@@ -13,8 +13,8 @@ from weightguard.checkpoint.writer import safetensors_bytes
 from weightguard.plan import LowRank, Plan
 from weightguard.rewrite.companions import write_companion
 
-# Path of the decoder in a causal model, by the name of its blocks, for checkpoints saved without their head class.
-_DECODER = {"layers": "model", "h": "transformer"}
+# Path of the decoder in a causal model, for checkpoints saved without their head class: by kind, else by block.
+_DECODER = {"gpt_neox": "gpt_neox", "layers": "model", "h": "transformer"}
 
 
 def write_factors(plan: Plan, base: Checkpoint, named: str, directory: Path) -> None:
@@ -42,7 +42,9 @@ def _factors(plan: Plan, base: Checkpoint) -> dict[str, numpy.ndarray]:
 def _module(linear: Linear, base: Checkpoint) -> str:
     path = linear.tensor.removesuffix(".weight")
     block = family_of(base.config).block
-    return f"{_DECODER[block]}.{path}" if path.startswith(f"{block}.") else path
+    if not path.startswith(f"{block}."):
+        return path
+    return f"{_DECODER.get(str(base.config.get('model_type')), _DECODER[block])}.{path}"
 
 
 def _config(plan: Plan, base: Checkpoint, named: str) -> bytes:

@@ -14,7 +14,7 @@ import torch
 
 from weightguard.checkpoint import Checkpoint, Linear, decoder_linears, family_of
 from weightguard.data import Encoded
-from weightguard.errors import CheckpointError
+from weightguard.errors import CheckpointError, UnsupportedError
 from weightguard.statistics.forward import BATCH_TOKENS, batches, check_lengths, padded
 from weightguard.statistics.loading import DTYPES, bare_decoder, device_of
 
@@ -63,6 +63,7 @@ class LayerWalk:
         self._linears = decoder_linears(checkpoint.config, checkpoint.tensors)
         self._prefix = next(iter(self._linears)).partition(f"{self._family.block}.0.")[0]
         self._model = bare_decoder(checkpoint, self._device)
+        self._check_walkable(checkpoint)
         for each in rows.values():
             check_lengths(each, checkpoint.config, self._model)
         self._chunks = self._started(rows, batch_tokens)
@@ -131,6 +132,14 @@ class LayerWalk:
     @property
     def _layer(self) -> torch.nn.Module:
         return self._stack[self._index]
+
+    def _check_walkable(self, checkpoint: Checkpoint) -> None:
+        """Experts see other tokens at every step of a repair, and their routing is not walked. Error: UnsupportedError."""
+        kind = checkpoint.config.get("model_type")
+        if any(linear.role.startswith(("expert", "shared")) for linear in self._linears.values()):
+            raise UnsupportedError(f"{checkpoint.label}: experts ({kind}) are not walked layer by layer")
+        if not hasattr(self._model, self._family.block):
+            raise UnsupportedError(f"{checkpoint.label}: {kind} keeps its layers where the walk does not look")
 
     def _module(self, name: str) -> Any:
         linear: Linear = self._linears[name]
