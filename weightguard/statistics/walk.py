@@ -12,14 +12,17 @@ from typing import Any
 
 import torch
 
-from weightguard.checkpoint import Checkpoint, Linear, decoder_linears, family_of
+from weightguard.checkpoint import Checkpoint, Linear, decoder_linears, family_of, sees
 from weightguard.data import Encoded
-from weightguard.errors import CheckpointError
+from weightguard.errors import CheckpointError, UnsupportedError
 from weightguard.statistics.forward import BATCH_TOKENS, batches, check_lengths, padded
 from weightguard.statistics.loading import DTYPES, bare_decoder, device_of
 
 Read = Callable[[str], torch.Tensor]
 Values = dict[str, torch.Tensor]
+
+
+NOT_WALKED = "{}: cannot be run layer by layer, as this method needs: {}; another method repairs it"
 
 
 class _Reached(Exception):
@@ -61,8 +64,11 @@ class LayerWalk:
         self._dtype, self._device = DTYPES[dtype], device_of(device)
         self._family = family_of(checkpoint.config)
         self._linears = decoder_linears(checkpoint.config, checkpoint.tensors)
+        _check_walkable(checkpoint, self._linears)
         self._prefix = next(iter(self._linears)).partition(f"{self._family.block}.0.")[0]
         self._model = bare_decoder(checkpoint, self._device)
+        if not hasattr(self._model, self._family.block):
+            raise UnsupportedError(NOT_WALKED.format(checkpoint.label, "its layers lie deeper than one step"))
         for each in rows.values():
             check_lengths(each, checkpoint.config, self._model)
         self._chunks = self._started(rows, batch_tokens)
@@ -192,6 +198,14 @@ class LayerWalk:
             for layer in self._stack:
                 del layer.forward
         return Chunk(role, first[0], calls, counted, attention.bool())
+
+
+def _check_walkable(checkpoint: Checkpoint, linears: Mapping[str, Linear]) -> None:
+    """Error: UnsupportedError where files and memory name the parts of a layer differently."""
+    if sees(checkpoint.config):
+        raise UnsupportedError(NOT_WALKED.format(checkpoint.label, "a vision tower stands beside the language model"))
+    if any(linear.expert is not None for linear in linears.values()):
+        raise UnsupportedError(NOT_WALKED.format(checkpoint.label, "it has routed experts"))
 
 
 class _Hooks:
