@@ -49,6 +49,7 @@ def read_behaviour(
 ) -> Behaviour:
     """Rows of both roles as token ids, answered and screened. Errors: UsageError, DataError."""
     from weightguard.data import check_vocabulary
+    from weightguard.statistics.loading import model_config
 
     if benign is None and BENIGN in method.NEEDS:
         raise UsageError(f"--method {method.NAME} needs --benign, samples of the data that the model was fine-tuned on")
@@ -61,8 +62,9 @@ def read_behaviour(
         texts = _texts(BENIGN, benign, limit, found)
         kept = texts if texts is None or method.judge == "none" else _screened(texts, answer, found)
         found.rows[BENIGN] = _tokens(kept, benign, method.counted()[BENIGN], subject, running)
+    size = model_config(subject.model).get_text_config().vocab_size  # which a config may leave to its class
     for role, each in found.rows.items():
-        check_vocabulary(each, subject.model.config["vocab_size"])
+        check_vocabulary(each, size)
         found.facts[role] = _said(each)
     _check_coverage(found, method.categories)
     return found
@@ -198,7 +200,7 @@ def _in_memory(found: Behaviour, inputs: Inputs, subject: Subject, running: Runn
     from weightguard.statistics.loading import load_model
     from weightguard.weights import tuned_tensor
 
-    tensors = {name: tuned_tensor(inputs.sources, name) for name in subject.model.tensors}
+    tensors = dict(subject.model.stored(lambda name: tuned_tensor(inputs.sources, name)))
     model = load_model(subject.model, dtype=running.dtype, device=running.device, state_dict=tensors)
     rows = {role: each.rows for role, each in found.rows.items()}
     return in_memory(model, subject.model.config, inputs.linears, rows, progress)

@@ -111,9 +111,9 @@ def in_memory(
     progress: Progress,
 ) -> InMemory:
     """`model` with gradients on the linears and on nothing else. Error: UnsupportedError for routed experts."""
-    packed = sorted({linear.role for linear in linears.values() if linear.expert is not None})
+    packed = dict.fromkeys(linear.role for linear in linears.values() if linear.expert is not None)
     if packed:
-        rest = sorted({linear.role for linear in linears.values()} - set(packed))
+        rest = dict.fromkeys(linear.role for linear in linears.values() if linear.expert is None)
         raise UnsupportedError(f"this method cannot train {', '.join(packed)}: give --scope {','.join(rest)}")
     places = {
         (x.layer, x.role): path for path, x in match_linears(family_of(config), dict(model.named_modules())).items()
