@@ -191,6 +191,30 @@ def test_training_all_of_a_model_with_packed_experts_is_refused(
     assert code == 6 and "gate" in said and "--lora" in said and not (tmp_path / "OUT").exists()
 
 
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "llama4"])
+def test_methods_that_run_layers_or_train_linears_say_what_they_cannot_do(
+    family: str, checkpoint: Build, data: Mapping[str, Path], tmp_path: Path, line: Any
+) -> None:
+    model, aligned = checkpoint(family), checkpoint(family, kind="aligned")
+    rows = ["--aligned", aligned, "--safety", data["harmful"], "--benign", data["benign"], "-o", tmp_path / "OUT"]
+    code, said = line("repair", model, "--method", "refit", *rows)
+    assert code == 6 and "layer by layer" in said and ("tower" if family == "llama4" else "experts") in said
+    code, said = line("repair", model, "--method", "gradient-reset", *rows)
+    assert code == 6 and "--scope q,k,v,o" in said
+    assert not (tmp_path / "OUT").exists()
+    wg.repair(model, method="gradient-reset", aligned=str(aligned), safety=str(data["harmful"]), scope="q,k,v,o",
+              benign=str(data["benign"]), out=tmp_path / "OUT")  # fmt: skip
+    wg.verify(tmp_path / "OUT", against=str(model))
+
+
+def test_a_decoder_below_another_module_is_not_walked(
+    checkpoint: Build, data: Mapping[str, Path], tmp_path: Path, line: Any
+) -> None:
+    rows = ["--aligned", checkpoint("opt", kind="aligned"), "--safety", data["harmful"], "--benign", data["benign"]]
+    code, said = line("repair", checkpoint("opt"), "--method", "refit", *rows, "-o", tmp_path / "OUT")
+    assert code == 6 and "layer by layer" in said
+
+
 def damaged(model: Path, directory: Path, tensors: Callable[[dict[str, Any]], None], **config: Any) -> Path:
     from safetensors.torch import load_file, save_file
 

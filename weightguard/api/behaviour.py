@@ -62,8 +62,9 @@ def read_behaviour(
         texts = _texts(BENIGN, benign, limit, found)
         kept = texts if texts is None or method.judge == "none" else _screened(texts, answer, found)
         found.rows[BENIGN] = _tokens(kept, benign, method.counted()[BENIGN], subject, running)
+    size = model_config(subject.model).get_text_config().vocab_size  # which a config may leave to its class
     for role, each in found.rows.items():
-        check_vocabulary(each, model_config(subject.model).vocab_size)
+        check_vocabulary(each, size)
         found.facts[role] = _said(each)
     _check_coverage(found, method.categories)
     return found
@@ -201,7 +202,7 @@ def _in_memory(found: Behaviour, inputs: Inputs, subject: Subject, running: Runn
     from weightguard.statistics.loading import load_model
     from weightguard.weights import tuned_tensor
 
-    tensors = {name: tuned_tensor(inputs.sources, name) for name in subject.model.tensors}
+    tensors = dict(subject.model.stored(lambda name: tuned_tensor(inputs.sources, name)))
     model = load_model(subject.model, dtype=running.dtype, device=running.device, state_dict=tensors)
     rows = {role: each.rows for role, each in found.rows.items()}
     return in_memory(model, subject.model.config, inputs.linears, rows, progress)

@@ -17,15 +17,18 @@ from weightguard.errors import CheckpointError, UnsupportedError, UsageError
 
 MAX_LAYERS = 100_000
 _MLP_SITES = {"gate": "in", "up": "in", "gate_up": "in", "down": "out"}
+# Role -> site, in the order in which a forward pass meets them.
 SITES = {
-    "q": "attention_in", "k": "attention_in", "v": "attention_in", "qkv": "attention_in", "o": "attention_out",
-    "q_a": "attention_in", "kv_a": "attention_in", "q_b": "q_latent", "kv_b": "kv_latent",
-    "linear_in": "attention_in", "linear_gates": "attention_in", "linear_o": "attention_out",
+    "q": "attention_in", "k": "attention_in", "v": "attention_in", "qkv": "attention_in", "q_a": "attention_in",
+    "kv_a": "attention_in", "linear_in": "attention_in", "linear_gates": "attention_in", "q_b": "q_latent",
+    "kv_b": "kv_latent", "o": "attention_out", "linear_o": "attention_out",
     **{role: f"mlp_{site}" for role, site in _MLP_SITES.items()},
     **{f"shared_{role}": f"shared_{site}" for role, site in _MLP_SITES.items()},
     **{f"expert_{role}": f"expert_{site}" for role, site in _MLP_SITES.items()},
 }  # fmt: skip
 ROLES = tuple(SITES)
+# What is added to the residual stream: its rows are coordinates of that, its columns the units of the layer.
+WRITERS = tuple(role for role, site in SITES.items() if site.endswith("_out"))
 # Where configs say how many routed experts a layer has.
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 # Before the block of a language model, and of one beside a vision tower, on disk or in memory.
@@ -71,7 +74,7 @@ class Linear:
     @property
     def writes(self) -> bool:
         """True where the output is added to the residual stream: the units of such a linear are its columns."""
-        return SITES[self.role].endswith("_out")
+        return self.role in WRITERS
 
     @property
     def site(self) -> tuple[int | str, ...]:
@@ -299,8 +302,7 @@ def match_linears(family: Family, paths: Iterable[str]) -> dict[str, Linear]:
             number = _NUMBER.search(match[2])
             expert = None if number is None else int(number[0])
             found[path] = Linear(path, int(match[1]), role, role in family.transposed, expert)
-    order = list(family.linears)
-    return dict(sorted(found.items(), key=lambda it: (it[1].layer, order.index(it[1].role), it[1].expert or 0)))
+    return dict(sorted(found.items(), key=lambda it: (it[1].layer, ROLES.index(it[1].role), it[1].expert or 0)))
 
 
 def _check_complete(config: dict, found: dict[str, Linear]) -> None:

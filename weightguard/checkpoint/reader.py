@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -98,6 +99,14 @@ class Checkpoint:
         with opened(self.directory, info.file) as descriptor:
             read_exactly(descriptor, flat, info.start + offset, info.file)
         return tensor
+
+    def stored(self, value: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) as files hold them, packed experts joined again, from `value` of every name in `tensors`."""
+        import torch
+
+        for name, parts in self.parts.items():
+            values = [value(part.name) for part in parts]
+            yield name, values[0] if parts[0].name == name else torch.stack(values)
 
     def digest(self, name: str) -> str:
         """sha256 of the tensor's bytes as they lie in the file."""

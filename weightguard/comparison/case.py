@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
 
+from weightguard.checkpoint.naming import WRITERS
 from weightguard.comparison.mixes import Mix, mix_of
 from weightguard.comparison.pairs import Matching, TensorChange
-from weightguard.comparison.places import LINEAR_ROLES, WRITERS
+from weightguard.comparison.places import LINEAR_ROLES
 from weightguard.comparison.sides import Side
 from weightguard.comparison.spectra import Spectrum, factored_spectrum, gram_spectrum, noise_level, sketched_spectrum
 from weightguard.statistics.removal import Removed, common_direction, of_model, own_direction, removed

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from weightguard.checkpoint.naming import WRITERS
 from weightguard.errors import UsageError
 from weightguard.methods.inputs import Inputs, as_share, option, settings
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from weightguard.statistics.removal import Removed
     from weightguard.statistics.subspace import Direction
 
-WRITERS = ("o", "down")
 SEARCHED = 16  # matrices that are held at once while the direction is looked for
 
 

@@ -84,13 +84,11 @@ def _apply(name: str, plan: Plan, weights: Weights) -> Change:
 
 def all_tensors(plan: Plan, sources: Sources) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the repaired model in memory, by on-disk name: the same values that a rewrite stores."""
-    for name, parts in sources.model.parts.items():
-        tensors = [_replayed(part.name, plan, sources) for part in parts]
-        yield name, tensors[0] if parts[0].name == name else torch.stack(tensors)
 
+    def replayed(name: str) -> torch.Tensor:
+        return edited(name, plan, sources) if needs_edit(name, plan.edits, sources) else sources.model.read(name)
 
-def _replayed(name: str, plan: Plan, sources: Sources) -> torch.Tensor:
-    return edited(name, plan, sources) if needs_edit(name, plan.edits, sources) else sources.model.read(name)
+    yield from sources.model.stored(replayed)
 
 
 def write_weights(

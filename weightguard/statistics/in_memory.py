@@ -10,7 +10,7 @@ import torch
 
 from weightguard.checkpoint import Linear, family_of, match_linears
 from weightguard.data import Encoded
-from weightguard.errors import DataError
+from weightguard.errors import DataError, UnsupportedError
 from weightguard.statistics.forward import batches, padded
 
 Progress = Callable[[str, int, int], None]
@@ -110,7 +110,11 @@ def in_memory(
     rows: Mapping[str, Sequence[Encoded]],
     progress: Progress,
 ) -> InMemory:
-    """`model` with gradients on the linears and on nothing else."""
+    """`model` with gradients on the linears and on nothing else. Error: UnsupportedError for routed experts."""
+    packed = dict.fromkeys(linear.role for linear in linears.values() if linear.expert is not None)
+    if packed:
+        rest = dict.fromkeys(linear.role for linear in linears.values() if linear.expert is None)
+        raise UnsupportedError(f"this method cannot train {', '.join(packed)}: give --scope {','.join(rest)}")
     places = {
         (x.layer, x.role): path for path, x in match_linears(family_of(config), dict(model.named_modules())).items()
     }

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from weightguard.checkpoint import Checkpoint, Linear, decoder_linears, family_of
+from weightguard.checkpoint import Checkpoint, Linear, decoder_linears, family_of, sees
 from weightguard.data import Encoded
 from weightguard.errors import CheckpointError, UnsupportedError
 from weightguard.statistics.forward import BATCH_TOKENS, batches, check_lengths, padded
@@ -20,6 +20,9 @@ from weightguard.statistics.loading import DTYPES, bare_decoder, device_of
 
 Read = Callable[[str], torch.Tensor]
 Values = dict[str, torch.Tensor]
+
+
+NOT_WALKED = "{}: cannot be run layer by layer, as this method needs: {}; another method repairs it"
 
 
 class _Reached(Exception):
@@ -61,9 +64,11 @@ class LayerWalk:
         self._dtype, self._device = DTYPES[dtype], device_of(device)
         self._family = family_of(checkpoint.config)
         self._linears = decoder_linears(checkpoint.config, checkpoint.tensors)
+        _check_walkable(checkpoint, self._linears)
         self._prefix = next(iter(self._linears)).partition(f"{self._family.block}.0.")[0]
         self._model = bare_decoder(checkpoint, self._device)
-        self._check_walkable(checkpoint)
+        if not hasattr(self._model, self._family.block):
+            raise UnsupportedError(NOT_WALKED.format(checkpoint.label, "its layers lie deeper than one step"))
         for each in rows.values():
             check_lengths(each, checkpoint.config, self._model)
         self._chunks = self._started(rows, batch_tokens)
@@ -133,14 +138,6 @@ class LayerWalk:
     def _layer(self) -> torch.nn.Module:
         return self._stack[self._index]
 
-    def _check_walkable(self, checkpoint: Checkpoint) -> None:
-        """Experts see other tokens at every step of a repair, and their routing is not walked. Error: UnsupportedError."""
-        kind = checkpoint.config.get("model_type")
-        if any(linear.role.startswith(("expert", "shared")) for linear in self._linears.values()):
-            raise UnsupportedError(f"{checkpoint.label}: experts ({kind}) are not walked layer by layer")
-        if not hasattr(self._model, self._family.block):
-            raise UnsupportedError(f"{checkpoint.label}: {kind} keeps its layers where the walk does not look")
-
     def _module(self, name: str) -> Any:
         linear: Linear = self._linears[name]
         assert linear.layer == self._index, f"the walk stands at layer {self._index}, {name} is elsewhere"
@@ -201,6 +198,14 @@ class LayerWalk:
             for layer in self._stack:
                 del layer.forward
         return Chunk(role, first[0], calls, counted, attention.bool())
+
+
+def _check_walkable(checkpoint: Checkpoint, linears: Mapping[str, Linear]) -> None:
+    """Error: UnsupportedError where files and memory name the parts of a layer differently."""
+    if sees(checkpoint.config):
+        raise UnsupportedError(NOT_WALKED.format(checkpoint.label, "a vision tower stands beside the language model"))
+    if any(linear.expert is not None for linear in linears.values()):
+        raise UnsupportedError(NOT_WALKED.format(checkpoint.label, "it has routed experts"))
 
 
 class _Hooks:
