@@ -12,7 +12,7 @@ from weightguard.api.measuring import activations, compare, inspect, neurons, st
 from weightguard.api.repairs import Applied, Verification, apply, demo, repair, verify
 
 __all__ = [
-    "Applied", "Progress", "Verification", "activations", "apply", "compare", "demo", "enforce", "evaluate", "finetune", "gate", "guard_options",
-    "inspect", "is_verdict", "kind_options", "kinds", "method_options", "neurons", "render", "repair", "silent", "stats",
-    "verdict_forms", "verify", "verify_verdict",
+    "Applied", "Progress", "Verification", "activations", "apply", "compare", "demo", "enforce", "evaluate",
+    "finetune", "gate", "guard_options", "inspect", "is_verdict", "kind_options", "kinds", "method_options",
+    "neurons", "render", "repair", "silent", "stats", "verdict_forms", "verify", "verify_verdict",
 ]  # fmt: skip
