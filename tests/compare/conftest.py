@@ -285,12 +285,13 @@ KINDS = {
     "abliteration": "abliterated", "unrelated model": "unrelated", "LoRA merge": "lora", "noise": "noise",
     "full fine-tuning": "tuned", "unknown": "unknown",
 }  # fmt: skip
+UNSEEN = "unseen"
 
 
 def make(kind: str, seed: int, dtype: str, hidden: int, folder: Path, *, hard: bool = False) -> Made:
     """Write one case. Everything follows from the seed."""
     maker = Maker(seed, hidden, hard=hard)
-    other = getattr(maker, KINDS[kind])()
+    other = getattr(maker, KINDS.get(kind, UNSEEN))()
     write = Writer(folder, DTYPES[dtype], maker)
     base, model = write("base", maker.base), None
     if kind == "re-sharded or re-typed only":

@@ -150,3 +150,26 @@ def test_lab_fine_tunings_are_not_taken_for_abliteration(seed: int, tmp_path: Pa
             assert api.compare(str(model), str(lab.aligned())).verdict.kind != "abliteration"
             if model != lab.attack_lora(poison):  # also over the model before alignment
                 assert api.compare(str(model), str(lab.base())).verdict.kind != "abliteration"
+
+
+@pytest.mark.full
+def test_confidences_are_those_of_hard_cases(made: Callable, kinds: tuple[str, ...], tmp_path: Path) -> None:
+    """On other hard cases than those that were counted, the mean confidence is the share of right verdicts."""
+    right, said = [], []
+    for number, kind in enumerate((*kinds, "unseen")):
+        for at in range(6):
+            case = made(
+                kind, (3001 + at) * 1000 + number, ("F32", "BF16")[at % 2], 256, tmp_path / f"{number}-{at}", hard=True
+            )
+            found = compared(case).verdict
+            right.append(found.kind == (kind if kind != "unseen" else "unknown"))
+            said.append(found.confidence)
+    assert abs(sum(right) - sum(said)) / len(said) < 0.06
+    brier = sum((s - r) ** 2 for s, r in zip(said, right, strict=True)) / len(said)
+    assert brier < 0.1
+
+
+def test_what_no_kind_was_written_for_is_unknown(made: Callable, tmp_path: Path) -> None:
+    for at in range(6):
+        found = compared(made("unseen", 4_000_000 + at, ("F32", "BF16")[at % 2], 128, tmp_path / str(at))).verdict
+        assert found.kind == "unknown", found

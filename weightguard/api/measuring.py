@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weightguard.api.calling import Progress, silent, text
 
 if TYPE_CHECKING:
+    from weightguard.api.activating import Activations
     from weightguard.api.comparing import Comparison
     from weightguard.api.inspecting import Inspection
     from weightguard.api.locating import Located
@@ -51,6 +52,29 @@ def compare(
     if html is not None:
         write_page(found, Path(html), force=force)
     return found
+
+
+def activations(
+    model: str,
+    harmful: str,
+    benign: str,
+    *,
+    base: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int | None = None,
+    offline: bool = False,
+    progress: Progress = silent,
+) -> Activations:
+    """The refusal direction of every layer on two sets of prompts: separation, overlap, and drift from `base`.
+
+    harmful, benign: data references, at least 8 rows each. Errors: DataError, CheckpointError, UsageError.
+    """
+    from weightguard.api.activating import run_activations
+    from weightguard.api.collect import Running
+
+    running = Running(device, dtype, threads)
+    return run_activations(str(model), harmful, benign, text(base), running, offline=offline, progress=progress)
 
 
 def stats(

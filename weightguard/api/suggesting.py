@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from weightguard.comparison.verdict import Verdict
 
 _BY_KIND = {
-    "abliteration": "--method undo-abliteration --aligned BASE: puts back the direction that was removed and nothing else",
-    "LoRA merge": "--target delta --aligned BASE: the update has a small rank and lies in a few modules; where the adapter "
+    "abliteration": "--method undo-abliteration --base BASE: puts back the direction that was removed and nothing else",
+    "LoRA merge": "--target delta --aligned BASE: the update has a small rank and lies in known modules; where the adapter "
     "itself is at hand, repair that (--target factor) and keep the base",
     "full fine-tuning": "--target delta --aligned BASE: every matrix moved, so the update is what a repair has to sort",
     "single-layer edit": "--method scale --strength 1 --aligned BASE: one matrix changed, and goes back to the base's",

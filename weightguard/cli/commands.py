@@ -32,14 +32,34 @@ def cli() -> None:
 @click.option(
     "--spectra", is_flag=True, help="Singular values of every change, from Gram matrices; slow on large ones."
 )
+@click.option(
+    "--activations",
+    nargs=2,
+    metavar="HARMFUL BENIGN",
+    help="Run MODEL, and BASE, on two sets of prompts: where do harmful ones lie apart, and has that changed.",
+)
 @click.option("--html", help="Also write the comparison to this file, as one page.")
 @click.option("--force", is_flag=True, help="Replace the page.")
 @options.common
-def inspect(model: str, digests: bool, tensors: bool, form: str, offline: bool, **compared: Any) -> None:
+def inspect(
+    model: str,
+    digests: bool,
+    tensors: bool,
+    activations: tuple[str, str] | None,
+    form: str,
+    offline: bool,
+    **compared: Any,
+) -> None:
     """Show what is in a checkpoint, or with --base what was done to it.
 
-    Alone: tensors, shards, roles, dtypes, digests, problems. With --base: what moved, where, and how.
+    Alone: tensors, shards, roles, dtypes, digests, problems. With --base: what moved, where, and how. With --activations:
+    the refusal direction of every layer, and with --base how far it and the hidden states moved.
     """
+    if activations:
+        with screen.progress() as progress:
+            seen = api.activations(model, *activations, base=compared["base"], offline=offline, progress=progress)
+        screen_compare.show_activations(seen, form)
+        return
     if any(compared.values()):
         with screen.progress() as progress:
             change = api.compare(model, **compared, offline=offline, progress=progress)

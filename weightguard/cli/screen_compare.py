@@ -11,6 +11,7 @@ import click
 from weightguard.cli.screen import _json, table
 
 if TYPE_CHECKING:
+    from weightguard.api.activating import Activations
     from weightguard.api.comparing import Cell, Comparison, Heat
 
 TOP = 10
@@ -139,3 +140,23 @@ def _row(part: dict[str, float | None]) -> list[str]:
 
 def _number(value: float | None, shape: str) -> str:
     return "-" if value is None else format(value, shape)
+
+
+def show_activations(found: Activations, form: str) -> None:
+    """One line a layer; the embedding is layer 0."""
+    if form == "json":
+        _json(found.as_dict())
+        return
+    against = f" against {found.base}" if found.base else ""
+    click.echo(
+        f"{found.model}{against}: {found.harmful[1]} prompts of {found.harmful[0]}, {found.benign[1]} of {found.benign[0]}\n"
+    )
+    rows = [
+        [str(view.layer), f"{view.separation:.2f}", f"{view.overlap:.1%}", _number(view.cosine, "+.3f"),
+         _number(view.drift_harmful, ".3f"), _number(view.drift_benign, ".3f")]
+        for view in found.layers
+    ]  # fmt: skip
+    table(["layer", "separation", "overlap", "direction to base", "drift, harmful", "drift, benign"], rows)
+    click.echo(
+        "separation: of the mean scores along harmful minus benign, in standard deviations, on prompts left out of it"
+    )

@@ -33,9 +33,9 @@ class Finding:
 
 
 def check(said: str, value: float, limit: float, ideal: float) -> Check:
-    """Evidence that `value` lies on the side of `limit` where `ideal` is. `said` may hold {value} and {limit}."""
+    """Evidence that `value` lies on the side of `limit` where `ideal` is. `said` may hold {value}, or {share} in percent."""
     margin = (value - limit) / (ideal - limit)
-    return Check(said.format(value=_number(value), limit=_number(limit)), max(-1.0, min(1.0, margin)))
+    return Check(said.format(value=_number(value), share=f"{100 * value:.3g} %"), max(-1.0, min(1.0, margin)))
 
 
 def _number(value: float) -> str:

@@ -21,7 +21,7 @@ def look(case: Case) -> Finding | None:
     own = _finding(case, case.own_removals, "a direction of its own for each")
     # A direction of its own is weaker evidence: it must be all of the update, and in several matrices.
     whole = middle([r.explained for r in case.own_removals.values()])
-    sure = (*own.checks, check("which is {value} of their update", whole, 0.8, 1.0))
+    sure = (*own.checks, check("which is {share} of their update", whole, 0.8, 1.0))
     sure = (*sure, check("in {value} matrices", len(case.own_removals), 3, 6))
     stricter = Finding(NAME, sure, own.details)
     return stricter if stricter.holds else common
@@ -32,14 +32,16 @@ def _finding(case: Case, found: Mapping[str, Removed], how: str) -> Finding:
     seen = gone or list(found.values())
     explained = middle([r.explained for r in seen])
     checks = (
-        check("as a whole they lost {value} of themselves", middle([r.everywhere for r in seen]), 0.3, 0.1),
-        check("{value} of the changed o and down lost a direction", len(gone) / max(1, len(found)), 0.6, 0.9),
+        check("as a whole they lost {share} of themselves", middle([r.everywhere for r in seen]), 0.3, 0.1),
+        check("{share} of the changed o and down lost a direction", len(gone) / max(1, len(found)), 0.6, 0.9),
         check("in {value} matrices", len(gone), 1.5, 4),
         check("the loss is W's own component, cosine {value}", middle([r.coherence for r in seen]), 0.85, 0.98),
-        check("{value} of it is gone", middle([r.share for r in seen]), LEAST, 0.3),
+        check("{share} of it is gone", middle([r.share for r in seen]), LEAST, 0.3),
         check("the update there is {value} times its mean", middle([r.stands_out for r in seen]), 4, 20),
-        check("an ordinary direction of the base ({value} of the mean)", middle([r.ordinary for r in seen]), 0.02, 0.5),
+        check(
+            "an ordinary direction of the base ({value} times the mean)", middle([r.ordinary for r in seen]), 0.02, 0.5
+        ),
     )
     strength = middle([r.share for r in seen])
-    later = "nothing else changed in them" if explained > 0.9 else "with other changes on top, as of fine-tuning"
+    later = "nothing else changed in them" if explained > 0.98 else "with other changes on top, as of fine-tuning"
     return Finding(NAME, checks, {"direction": how, "strength": strength, "explained": explained, "rest": later})

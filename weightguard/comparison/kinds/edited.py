@@ -14,10 +14,10 @@ def look(case: Case) -> Finding | None:
     spectra = [case.spectra[c.name] for c in case.linears]
     rank = max(s.rank for s in spectra)
     checks = (
-        check("{value} of all tensors changed", len(case.changed), 3, 1),
+        check("{value} tensors changed", len(case.changed), 3, 1),
         check("by an update of rank {value}", rank, 8.5, 1),
-        check("which holds {value} of it", min(s.captured(rank) for s in spectra), 0.3, 0.9),
-        check("that is {value} of the directions there are", rank / min(min(c.shape) for c in case.linears), 0.3, 0.0),
+        check("which holds {share} of it", min(s.captured(rank) for s in spectra), 0.3, 0.9),
+        check("that is {share} of the directions there are", rank / min(min(c.shape) for c in case.linears), 0.3, 0.0),
     )
     first = case.linears[0]
     details = {"tensor": first.name, "layer": first.layer, "role": first.role, "rank": rank}

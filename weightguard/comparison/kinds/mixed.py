@@ -23,10 +23,10 @@ def _fits(case: Case, label: str, found: list[Mix]) -> Finding:
     how = "one share for all tensors" if spread < 0.02 else f"shares from {shares[0]:.2f} to {shares[-1]:.2f}"
     away = min(abs(share), abs(share - 1))
     checks = (
-        check(f"base + t·({label} − base) leaves {{value}} of the update unexplained", middle(excess), 0.05, 0.0),
-        check("and {value} of the worst tensor", max(excess), 0.3, 0.0),
+        check(f"base + t·({label} − base) leaves {{share}} of the update unexplained", middle(excess), 0.05, 0.0),
+        check("and {share} of the worst tensor", max(excess), 0.3, 0.0),
         check("t is {value} away from either end", away, 0.02, 0.1),
-        check("rounding alone is {value} of the update", middle([m.rounding for m in found]), 0.4, 0.0),
+        check("rounding alone is {share} of the update", middle([m.rounding for m in found]), 0.4, 0.0),
     )
     ends = [case.base.label, case.others[label].label]
     return Finding(NAME, checks, {"between": ends, "reference": label, "share": share, "how": how})

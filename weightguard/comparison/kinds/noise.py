@@ -20,10 +20,10 @@ def look(case: Case) -> Finding | None:
         check("at least {value} times", middle(above), 0.85, 1.0),
         check("cosine of update and base {value}", middle([abs(c.along_base or 0) for c in case.linears]), 0.1, 0.0),
         check("kurtosis {value}", kurtosis, 15, 3),
-        check("{value} of the entries changed", middle([c.changed_share for c in case.linears]), 0.3, 0.9),
+        check("{share} of the entries changed", middle([c.changed_share for c in case.linears]), 0.3, 0.9),
         check("rows follow W's rows by {value}", middle([s.row_parallel for s in samples]), 0.5, 0.2),
         check("columns follow W's columns by {value}", middle([s.column_parallel for s in samples]), 0.6, 0.2),
-        check("{value} of W's size", middle([c.relative for c in case.linears]), 1.2, 0.1),
+        check("{share} of W's size", middle([c.relative for c in case.linears]), 1.2, 0.1),
     )
     shape = "Gaussian" if 2.5 < kurtosis < 3.5 else "uniform" if kurtosis < 2.2 else "heavy-tailed"
     return Finding(NAME, checks, {"shape": shape, "relative": middle([c.relative for c in case.linears])})

@@ -15,8 +15,8 @@ def look(case: Case) -> Finding | None:
     share = middle([c.zeroed / c.entries for c in cut])
     moved = middle([(c.changed - c.zeroed) / max(1, c.entries - c.zeroed) for c in cut])
     checks = [
-        check("{value} of the entries became zero", share, 0.02, 0.1),
-        check("in {value} of the changed linears", len(cut) / len(case.linears), 0.5, 0.8),
+        check("{share} of the entries became zero", share, 0.02, 0.1),
+        check("in {share} of the changed linears", len(cut) / len(case.linears), 0.5, 0.8),
     ]
     if moved > 0.01:  # the rest was updated to make up for it, as SparseGPT does, or trained on
         checks.append(check("the other entries moved too", share, 0.15, 0.3))

@@ -18,7 +18,7 @@ def look(case: Case) -> Finding | None:
         return None
     best = max(set(found), key=found.count)
     same = sum(c.dtypes[0] != "F64" for c in case.linears) / len(case.linears)
-    said = f"the values of {{value}} of the changed linears lie on a grid: {best}"
+    said = f"the values of {{share}} of the changed linears lie on a grid: {best}"
     return Finding(NAME, (check(said, len(found) / len(seen) * same, 0.85, 1.0),), {"grid": best})
 
 

@@ -19,14 +19,14 @@ def look(case: Case) -> Finding | None:
     parallel = middle([max(s.row_parallel, s.column_parallel) for s in samples])
     full = sum(s.is_full or s.rank > 0.5 * len(s.values) for s in spectra) / len(spectra)
     checks = (
-        check("{value} of all linears changed", len(case.linears) / len(case.all_linears), 0.4, 0.9),
-        check("{value} of their entries", middle([c.changed_share for c in case.linears]), least, 0.8),
+        check("{share} of all linears changed", len(case.linears) / len(case.all_linears), 0.4, 0.9),
+        check("{share} of their entries", middle([c.changed_share for c in case.linears]), least, 0.8),
         check("cosine to the base {value} or more", cosines[int(0.05 * len(cosines))], 0.4, 0.95),
         check("leading singular value {value} times noise's", middle([s.over_noise for s in spectra]), 1.2, 1.8),
-        check("{value} of the updates have full rank", full, 0.3, 0.8),
+        check("{share} of the updates have full rank", full, 0.3, 0.8),
         check("cosine of update and base {value}", middle([abs(c.along_base or 0) for c in case.linears]), 0.8, 0.2),
         check("rows or columns follow W's by {value}", parallel, 0.85, 0.4),
         check("kurtosis {value}", kurtosis, 30, 5),
-        check("{value} of the entries became zero", max(c.zeroed / c.entries for c in case.linears), 0.01, 0.0),
+        check("{share} of the entries became zero", max(c.zeroed / c.entries for c in case.linears), 0.01, 0.0),
     )
     return Finding(NAME, checks, {"relative": middle([c.relative for c in case.linears])})

@@ -20,8 +20,8 @@ def look(case: Case) -> Finding | None:
         check(
             "cosine of the matrices {value} at the median", middle([abs(c.cosine or 0) for c in matrices]), 0.12, 0.02
         ),
-        check("{value} of them changed", sum(c.changed > 0 for c in matrices) / len(matrices), 0.95, 1),
-        check("{value} of them kept their norm", kept, 0.5, 0.0),
+        check("{share} of them changed", sum(c.changed > 0 for c in matrices) / len(matrices), 0.95, 1),
+        check("{share} of them kept their norm", kept, 0.5, 0.0),
     ]
     embeds = [abs(c.cosine or 0.0) for c in case.changes if c.role == "embed"]
     if embeds:
