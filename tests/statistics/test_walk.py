@@ -185,7 +185,7 @@ def test_a_missing_tensor_is_named(checkpoint: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "family, said", [("mixtral", "experts"), ("deepseek_v3", "experts"), ("opt", "keeps its layers")]
+    "family, said", [("mixtral", "experts"), ("deepseek_v3", "experts"), ("opt", "its layers lie deeper")]
 )
 def test_what_is_not_walked_is_refused(family: str, said: str, checkpoint: Callable[..., Path]) -> None:
     with pytest.raises(UnsupportedError, match=said):
