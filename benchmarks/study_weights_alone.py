@@ -16,9 +16,8 @@ import random
 from collections.abc import Callable, Sequence
 from statistics import mean, median
 
-from weightguard.compare.safety import total
-
 from weightguard import api
+from weightguard.comparison.safety import total
 from weightguard.lab import Lab
 
 DOUBLED = {"lora": 2.4e-3, "full": 5e-4}

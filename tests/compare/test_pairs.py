@@ -51,6 +51,17 @@ def test_figures_are_those_of_plain_numpy(checkpoint: Build, family: str, dtype:
         assert spectrum.effective_rank == pytest.approx(numpy.exp(-(p * numpy.log(p)).sum()), rel=1e-4)
 
 
+def test_every_architecture_is_compared(checkpoint: Build, families: tuple[str, ...]) -> None:
+    for family in families:
+        model, base = (checkpoint(family, kind=kind) for kind in ("tuned", "aligned"))
+        found = api.compare(str(model), str(base))
+        ours, theirs = arrays(model), arrays(base)
+        assert sum(c.entries for c in found.changes) == sum(w.size for w in ours.values()), family
+        square = sum(((w - theirs[name]) ** 2).sum() for name, w in ours.items())
+        assert sum(c.update_norm**2 for c in found.changes) == pytest.approx(square, rel=1e-12), family
+        assert not found.notes, family
+
+
 def test_blocks_of_rows_add_up(checkpoint: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     from weightguard.comparison import pairs
 
