@@ -186,3 +186,15 @@ def test_usage(checkpoint: Build, adapter: Build) -> None:
     ):
         with pytest.raises(UsageError, match=words):
             api.compare(str(model), **given)
+
+
+@pytest.mark.parametrize(("dtype", "zero"), [("float32", -0.0), ("bfloat16", -0.0), ("float16", 0.0)])
+def test_zeros_of_either_sign_are_counted(checkpoint: Build, tmp_path: Path, dtype: str, zero: float) -> None:
+    base, name = checkpoint("llama", dtype), "model.layers.0.mlp.up_proj.weight"
+    pruned = tmp_path / "pruned"
+    shutil.copytree(base, pruned)
+    tensors = load_file(pruned / "model.safetensors")
+    tensors[name][3:5, 2:9] = zero
+    save_file(tensors, pruned / "model.safetensors", metadata={"format": "pt"})
+    found = {c.name: c for c in api.compare(str(pruned), str(base)).changes}
+    assert (found[name].zeroed, found[name].changed) == (14, 14)
