@@ -51,6 +51,17 @@ def test_figures_are_those_of_plain_numpy(checkpoint: Build, family: str, dtype:
         assert spectrum.effective_rank == pytest.approx(numpy.exp(-(p * numpy.log(p)).sum()), rel=1e-4)
 
 
+def test_every_architecture_is_compared(checkpoint: Build, families: tuple[str, ...]) -> None:
+    for family in families:
+        model, base = (checkpoint(family, kind=kind) for kind in ("tuned", "aligned"))
+        found = api.compare(str(model), str(base))
+        ours, theirs = arrays(model), arrays(base)
+        assert sum(c.entries for c in found.changes) == sum(w.size for w in ours.values()), family
+        square = sum(((w - theirs[name]) ** 2).sum() for name, w in ours.items())
+        assert sum(c.update_norm**2 for c in found.changes) == pytest.approx(square, rel=1e-12), family
+        assert not found.notes, family
+
+
 def test_blocks_of_rows_add_up(checkpoint: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     from weightguard.comparison import pairs
 
@@ -175,3 +186,15 @@ def test_usage(checkpoint: Build, adapter: Build) -> None:
     ):
         with pytest.raises(UsageError, match=words):
             api.compare(str(model), **given)
+
+
+@pytest.mark.parametrize(("dtype", "zero"), [("float32", -0.0), ("bfloat16", -0.0), ("float16", 0.0)])
+def test_zeros_of_either_sign_are_counted(checkpoint: Build, tmp_path: Path, dtype: str, zero: float) -> None:
+    base, name = checkpoint("llama", dtype), "model.layers.0.mlp.up_proj.weight"
+    pruned = tmp_path / "pruned"
+    shutil.copytree(base, pruned)
+    tensors = load_file(pruned / "model.safetensors")
+    tensors[name][3:5, 2:9] = zero
+    save_file(tensors, pruned / "model.safetensors", metadata={"format": "pt"})
+    found = {c.name: c for c in api.compare(str(pruned), str(base)).changes}
+    assert (found[name].zeroed, found[name].changed) == (14, 14)

@@ -27,7 +27,9 @@ def cli() -> None:
 )
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--base", help="The model MODEL came from: show what was changed since, and what kind of change it is.")
-@click.option("--aligned", help="With --unaligned: show how the change lies to what alignment did.")
+@click.option(
+    "--aligned", help="Another parent of a merge; with --unaligned: show how the change lies to what alignment did."
+)
 @click.option("--unaligned", help="The model before its alignment.")
 @click.option(
     "--spectra", is_flag=True, help="Singular values of every change, from Gram matrices; slow on large ones."

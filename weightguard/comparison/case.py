@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from weightguard.statistics.subspace import Direction, rounding_of
 
 LAYERS = 3  # of which every linear is sketched for the verdict
 WRITING_LAYERS = 4  # of which o and down are searched for a direction that is gone
+EXPERTS = 4  # of one layer and role
 EXACT_SIDE = 512  # up to here a Gram matrix costs less than a sketch
 
 
@@ -122,8 +124,13 @@ def middle(values: Sequence[float]) -> float:
 
 
 def _spread(changes: Sequence[TensorChange], count: int) -> list[TensorChange]:
-    """The changes of at most `count` layers, evenly spread over those that changed."""
+    """The changes of at most `count` layers, evenly spread over those that changed; of many experts the first few."""
     layers = sorted({c.layer for c in changes if c.layer is not None})
     if len(layers) > count:
         layers = [layers[round(i * (len(layers) - 1) / (count - 1))] for i in range(count)]
-    return [c for c in changes if c.layer in set(layers)]
+    seen: Counter[tuple[int | None, str]] = Counter()
+    chosen = []
+    for change in (c for c in changes if c.layer in set(layers)):
+        seen[change.layer, change.role] += 1
+        chosen += [change] if seen[change.layer, change.role] <= EXPERTS else []
+    return chosen

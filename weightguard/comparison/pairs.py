@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy
 import torch
 
 from weightguard.comparison.samples import CASTS, Sample, name_of, sampled, still_cast, still_held
@@ -187,7 +188,14 @@ class _Sums:
 
 def _zeroed(a: torch.Tensor, b: torch.Tensor) -> int:
     """Entries that are 0 in a and not in b; most blocks hold no 0 at all."""
-    return 0 if int(a.count_nonzero()) == a.numel() else int(((a == 0) & (b != 0)).sum())
+    return int(((a == 0) & (b != 0)).sum()) if _has_zero(a) else 0
+
+
+def _has_zero(block: torch.Tensor) -> bool:
+    """Whether any entry is 0 or −0, from the bits without the sign: several times faster than comparing floats."""
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[block.dtype.itemsize]
+    bits = block.contiguous().view(kind).numpy()
+    return bool(numpy.count_nonzero(bits << 1) < bits.size)
 
 
 def _cosine(dot: float, a: float, b: float) -> float | None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from weightguard.checkpoint import Checkpoint, Linear, decoder_linears, match_linears
-from weightguard.checkpoint.naming import FAMILIES
+from weightguard.checkpoint.naming import FAMILIES, SITES
 from weightguard.checkpoint.naming import ROLES as LINEAR_ROLES
 from weightguard.errors import WeightguardError
 
 ROLES = ("embed", "position", *LINEAR_ROLES, "norm", "bias", "head", "other")
+# What writes to the residual stream: the rows of these are its coordinates.
+WRITERS = tuple(role for role, site in SITES.items() if site.endswith("_out"))
 _OTHERS = (
     ("embed", r"(embed_tokens|wte|embed_in|word_embeddings)\.weight$"),
     ("position", r"(wpe|embed_positions)\.weight$"),
@@ -41,7 +44,7 @@ def _guessed(checkpoint: Checkpoint) -> dict[str, Linear]:
     paths = [n.removesuffix(".weight") for n in checkpoint.tensors if n.endswith(".weight")]
     matrices = [p for p in paths if len(checkpoint.info(f"{p}.weight").shape) == 2]
     found = max((match_linears(family, matrices) for family in FAMILIES.values()), key=len)
-    return {f"{p}.weight": replace(each, tensor=f"{p}.weight") for p, each in found.items()}
+    return {f"{p}.weight": dataclasses.replace(each, tensor=f"{p}.weight") for p, each in found.items()}
 
 
 def _place(name: str, linears: dict[str, Linear]) -> Place:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-ROWS = 32
+ROWS = 16
 COLUMNS = 1024
 GROUPS = (32, 64, 128, 0)  # entries along the input that share a scale; 0: the whole row
 CASTS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from weightguard.checkpoint.naming import WRITERS
 from weightguard.errors import UsageError
 from weightguard.methods.inputs import Inputs, as_share, option, settings
 
@@ -73,7 +72,7 @@ class UndoAbliteration:
         """(u, what is missing along it) for every matrix that lost it."""
         from weightguard.statistics.removal import common_direction, removed
 
-        names = [name for name, linear in inputs.linears.items() if linear.role in WRITERS]
+        names = [name for name, linear in inputs.linears.items() if linear.writes]
         direction = common_direction([_delta(inputs, name) for name in _spread(names)])
         if direction is None:
             raise UsageError("--method undo-abliteration: o and down are the base's own; there is nothing to put back")
@@ -122,7 +121,7 @@ def _said(inputs: Inputs, name: str, seen: Removed) -> dict[str, Any]:
 
 
 def _notes(inputs: Inputs, found: dict[str, Removed]) -> tuple[str, ...]:
-    writers = [n for n, linear in inputs.linears.items() if linear.role in WRITERS]
+    writers = [n for n, linear in inputs.linears.items() if linear.writes]
     mean = sum(seen.share for seen in found.values()) / len(found)
     rest = 1 - sum(seen.explained for seen in found.values()) / len(found)
     return (
