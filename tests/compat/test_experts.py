@@ -22,7 +22,7 @@ MANY = {
     "llama4_text": {"num_local_experts": 16},
     "deepseek_v3": {"n_routed_experts": 16, "num_experts_per_tok": 1},
 }
-SOME = [name if name in ("mixtral", "gpt_oss") else pytest.param(name, marks=pytest.mark.full) for name in MANY]
+SOME = [name if name == "gpt_oss" else pytest.param(name, marks=pytest.mark.full) for name in MANY]
 many = pytest.mark.parametrize("family", SOME)
 
 
@@ -74,7 +74,15 @@ def test_global_counts_leave_unseen_experts_out(checkpoint: Build, tmp_path: Pat
     assert not set(norms.unseen) & set(result.plan.edits)
 
 
-@pytest.mark.parametrize("family", ["gpt_oss", "granitemoe", "llama4_text", "mixtral"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "gpt_oss",
+        pytest.param("granitemoe", marks=pytest.mark.full),
+        pytest.param("llama4_text", marks=pytest.mark.full),
+        "mixtral",
+    ],
+)
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.full)])
 def test_shards_and_dtypes(
     family: str, dtype: str, checkpoint: Build, data: Mapping[str, Path], tmp_path: Path, files: SimpleNamespace
@@ -97,7 +105,10 @@ def test_shards_and_dtypes(
         assert files.header(tmp_path / "OUT" / shard.name) == files.header(shard)
 
 
-@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "family",
+    ["mixtral", pytest.param("gpt_oss", marks=pytest.mark.full), pytest.param("deepseek_v3", marks=pytest.mark.full)],
+)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_an_adapter_beside_experts_is_merged(
     family: str, checkpoint: Build, adapter: Build, data: Mapping[str, Path], tmp_path: Path
@@ -117,7 +128,10 @@ def test_factors_over_packed_experts_are_refused(checkpoint: Build, adapter: Bui
     assert code == 6 and "target_parameters" in said and "merge" in said
 
 
-@pytest.mark.parametrize("family", ["mixtral", "granitemoe", "gpt_oss"])
+@pytest.mark.parametrize(
+    "family",
+    ["mixtral", pytest.param("granitemoe", marks=pytest.mark.full), pytest.param("gpt_oss", marks=pytest.mark.full)],
+)
 def test_gradients_are_those_of_each_expert(family: str, checkpoint: Build, files: SimpleNamespace) -> None:
     """Against autograd through a model whose experts are 2-D leaves of their own."""
     import torch
@@ -191,7 +205,10 @@ def test_training_all_of_a_model_with_packed_experts_is_refused(
     assert code == 6 and "gate" in said and "--lora" in said and not (tmp_path / "OUT").exists()
 
 
-@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "llama4"])
+@pytest.mark.parametrize(
+    "family",
+    ["mixtral", pytest.param("gpt_oss", marks=pytest.mark.full), pytest.param("llama4", marks=pytest.mark.full)],
+)
 def test_methods_that_run_layers_or_train_linears_say_what_they_cannot_do(
     family: str, checkpoint: Build, data: Mapping[str, Path], tmp_path: Path, line: Any
 ) -> None:

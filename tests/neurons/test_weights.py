@@ -95,7 +95,9 @@ def test_a_head_is_what_its_columns_of_o_hang_on(family: str, subject, naive, ma
 def test_heads_by_the_score_over_all_their_tensors(subject, naive, masks_of) -> None:
     it = subject("llama")  # 4 query heads of 4 columns over 2 key-value heads
     scored = naive.scores(it, "safety", "snip")
-    got = masks_of(it.find(score="snip", units="heads", top_safety="0.5", top_utility="0", utility=None))
+    got = masks_of(
+        it.find(score="snip", units="heads", group="matrix", top_safety="0.5", top_utility="0", utility=None)
+    )
     for layer in range(2):
         path = f"model.layers.{layer}.self_attn.{{}}_proj.weight"
         q, k, v, o = (scored[path.format(role)] for role in "qkvo")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -11,7 +11,7 @@ from weightguard import bits
 from weightguard.errors import MismatchError, UsageError
 from weightguard.locate.material import Found, Material
 from weightguard.locate.scores import GROUPS, top_entries
-from weightguard.locate.units import UNITS, counted_units, top_units, unit_groups, unit_parts
+from weightguard.locate.units import UNITS, counted_units, default_group, top_units, unit_groups, unit_parts
 from weightguard.options import as_share, option
 from weightguard.parts import Neurons, Part
 
@@ -34,8 +34,10 @@ class Drawn:
         "entries", "mark single weights, whole rows and columns, or attention heads", ("entries", *UNITS)
     )
     top_safety: Decimal | float | str = option("0.03", "share that is drawn")
-    group: str = option(
-        "matrix", "draw the share of each matrix (of units: of each tensor or layer), row, or of all", GROUPS
+    group: str | None = option(
+        None,
+        "draw the share of each matrix (of units: of each tensor or layer), row, or of all [default: matrix; heads: global]",
+        GROUPS,
     )
     seed: int = option(0, "seed of the draw")
     scope: str = option("all", "roles to look at: all, or for example q,k,v")
@@ -46,7 +48,7 @@ class Drawn:
             raise UsageError("--top-safety 0 marks nothing; give a share above 0")
         if self.units != "entries" and self.group == "row":
             raise UsageError("--group row ranks the entries of a row; with --units give matrix or global")
-        return self
+        return replace(self, group=self.group or default_group(self.units))
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -58,11 +60,11 @@ class Drawn:
             return Found(self._like(material, material.like))
         share = as_share(self.top_safety, "top-safety")
         if self.units == "entries":
-            masks = top_entries(material, self._opener(material), share, self.group, "top-safety")
+            masks = top_entries(material, self._opener(material), share, str(self.group), "top-safety")
             return Found({n: Part("entries", material.shape(n), m) for n, m in masks.items() if m.any()})
         groups = unit_groups(material, self.units)
         scores = {name: self._scores(name, group.count) for name, group in groups.items()}
-        chosen = top_units(scores, share, self.group, "top-safety")
+        chosen = top_units(scores, share, str(self.group), "top-safety")
         return Found(unit_parts(groups, chosen), {"units": counted_units(material, groups, chosen)})
 
     def _opener(self, material: Material):

@@ -10,14 +10,14 @@ counts, are options.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from weightguard.errors import DataError, UsageError
 from weightguard.locate.effects import ablation_effects, mean_effects
 from weightguard.locate.material import Found, Material
-from weightguard.locate.units import UNITS, counted_units, top_units, unit_groups, unit_parts
+from weightguard.locate.units import UNITS, counted_units, default_group, top_units, unit_groups, unit_parts
 from weightguard.options import as_share, option
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class FreezePlus:
                          ("first-order", "ablation"))  # fmt: skip
     top_safety: Decimal | float | str = option("0.1", "share of the units that counts as critical on --safety data")
     top_utility: Decimal | float | str = option("0.1", "share of the units that counts as critical on --utility data")
-    group: str = option("matrix", "shares of each tensor (heads: of each layer), or of all units", ("matrix", "global"))
+    group: str | None = option(None, "shares of each tensor, or of all units [default: matrix; heads: global]",
+                               ("matrix", "global"))  # fmt: skip
     take: str = option("safety-critical,complex", f"types to mark, out of {', '.join(TYPES)}")
     complex_share: Decimal | float | str = option(
         "0.5", "share of the complex units that is taken, by effect on safety"
@@ -57,7 +58,7 @@ class FreezePlus:
                     f"--{each.replace('_', '-')} 0: --kind freeze-plus types units on both; give more than 0"
                 )
         self._taken()
-        return self
+        return replace(self, group=self.group or default_group(self.units))
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -77,9 +78,9 @@ class FreezePlus:
         groups = unit_groups(material, self.units)
         measured = ablation_effects if self.effect == "ablation" else mean_effects
         effects = measured(material, "safety", groups)
-        safety = top_units(effects, as_share(self.top_safety, "top-safety"), self.group, "top-safety")
+        safety = top_units(effects, as_share(self.top_safety, "top-safety"), str(self.group), "top-safety")
         useful = measured(material, "utility", groups)
-        utility = top_units(useful, as_share(self.top_utility, "top-utility"), self.group, "top-utility")
+        utility = top_units(useful, as_share(self.top_utility, "top-utility"), str(self.group), "top-utility")
         types = typed(safety, utility)
         counts = {name: counted_units(material, groups, masks) for name, masks in types.items()}
         types["complex"] = self._part(types["complex"], effects)

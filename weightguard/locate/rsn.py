@@ -8,14 +8,14 @@ training (or is all that is trained). Our reading: the change is the first-order
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import ClassVar, Self
 
 from weightguard.errors import DataError, UsageError
 from weightguard.locate.effects import least_effects
 from weightguard.locate.material import Found, Material
-from weightguard.locate.units import UNITS, counted_units, top_units, unit_groups, unit_parts
+from weightguard.locate.units import UNITS, counted_units, default_group, top_units, unit_groups, unit_parts
 from weightguard.options import as_share, option
 
 
@@ -30,14 +30,15 @@ class RobustSafetyNeurons:
     units: str = option("rows", "whole rows and columns, or attention heads", UNITS)
     top_safety: Decimal | float | str = option("0.03", "share of the units that are safety neurons")
     top_utility: Decimal | float | str = option("0.05", "share of the units that are foundation neurons")
-    group: str = option("matrix", "shares of each tensor (heads: of each layer), or of all units", ("matrix", "global"))
+    group: str | None = option(None, "shares of each tensor, or of all units [default: matrix; heads: global]",
+                               ("matrix", "global"))  # fmt: skip
     scope: str = option("all", "roles to look at: all, or for example q,k,v")
 
     def settled(self) -> Self:
         """Checked. Error: UsageError."""
         if not as_share(self.top_safety, "top-safety") or not as_share(self.top_utility, "top-utility"):
             raise UsageError("--kind rsn is a difference of two sets; give --top-safety and --top-utility above 0")
-        return self
+        return replace(self, group=self.group or default_group(self.units))
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -49,7 +50,7 @@ class RobustSafetyNeurons:
         tops = {}
         for role, value in (("safety", self.top_safety), ("utility", self.top_utility)):
             effects = least_effects(material, role, groups)
-            tops[role] = top_units(effects, as_share(value, f"top-{role}"), self.group, f"top-{role}")
+            tops[role] = top_units(effects, as_share(value, f"top-{role}"), str(self.group), f"top-{role}")
         chosen = {name: mask & ~tops["utility"][name] for name, mask in tops["safety"].items()}
         parts = unit_parts(groups, chosen)
         if not parts:

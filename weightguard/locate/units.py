@@ -55,6 +55,11 @@ class Group:
         return numpy.sum([m.per_unit(per_line[n], self.count) for n, m in self.members.items()], axis=0)
 
 
+def default_group(units: str) -> str:
+    """A layer has few heads, so their shares are of all; entries and rows are many in every tensor."""
+    return "global" if units == "heads" else "matrix"
+
+
 def unit_groups(material: Material, units: str) -> dict[str, Group]:
     """Groups by name. Errors: UsageError when there is no attention in scope, UnsupportedError for heads that do not fit."""
     if units == "rows":

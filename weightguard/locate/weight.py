@@ -7,14 +7,22 @@ over rows or globally where `group` asks for it, and whole units, ranked by the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from weightguard.errors import DataError, UsageError
 from weightguard.locate.material import Found, Material
 from weightguard.locate.scores import GROUPS, SCORES, entry_scores, top_entries
-from weightguard.locate.units import UNITS, counted_units, top_units, unit_groups, unit_parts, unit_scores
+from weightguard.locate.units import (
+    UNITS,
+    counted_units,
+    default_group,
+    top_units,
+    unit_groups,
+    unit_parts,
+    unit_scores,
+)
 from weightguard.options import as_share, option
 from weightguard.parts import Part
 
@@ -36,7 +44,8 @@ class SetDifference:
     )
     top_safety: Decimal | float | str = option("0.03", "share that counts as important on --safety data")
     top_utility: Decimal | float | str = option("0.05", "share that counts as important on --utility data; 0 for none")
-    group: str = option("matrix", "take the shares of each matrix (of units: of each tensor or layer), row, or of all",
+    group: str | None = option(None, "take the shares of each matrix (of units: of each tensor or layer), row, or of all "
+                               "[default: matrix; heads: global]",
                         GROUPS)  # fmt: skip
     scope: str = option("all", "roles to look at: all, or for example q,k,v")
 
@@ -47,7 +56,7 @@ class SetDifference:
         if self.units != "entries" and self.group == "row":
             raise UsageError("--group row ranks the entries of a row; with --units give matrix or global")
         as_share(self.top_utility, "top-utility")
-        return self
+        return replace(self, group=self.group or default_group(self.units))
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -69,7 +78,7 @@ class SetDifference:
 
     def _entries(self, material: Material) -> tuple[dict[str, Part], dict[str, Any]]:
         tops = [
-            top_entries(material, entry_scores(self.score, material, role), share, self.group, f"top-{role}")
+            top_entries(material, entry_scores(self.score, material, role), share, str(self.group), f"top-{role}")
             for role, share in self._shares().items()
         ]  # one role's statistics are gone before the next one's are collected
         left = tops[0] if len(tops) == 1 else {name: mask & ~tops[1][name] for name, mask in tops[0].items()}
@@ -80,6 +89,6 @@ class SetDifference:
         tops: list[dict[str, numpy.ndarray]] = []
         for role, share in self._shares().items():
             scores = unit_scores(material, groups, entry_scores(self.score, material, role))
-            tops.append(top_units(scores, share, self.group, f"top-{role}"))
+            tops.append(top_units(scores, share, str(self.group), f"top-{role}"))
         left = tops[0] if len(tops) == 1 else {name: mask & ~tops[1][name] for name, mask in tops[0].items()}
         return unit_parts(groups, left), {"units": counted_units(material, groups, left)}
