@@ -26,11 +26,6 @@ SOME = [name if name == "gpt_oss" else pytest.param(name, marks=pytest.mark.full
 many = pytest.mark.parametrize("family", SOME)
 
 
-def families(*names: str, full: tuple[str, ...]) -> pytest.MarkDecorator:
-    """A test over these families, of which `full` only in the whole suite."""
-    return pytest.mark.parametrize("family", [*names, *(pytest.param(name, marks=pytest.mark.full) for name in full)])
-
-
 def packed_name(expert: str) -> str:
     return expert.partition("#")[0]
 
