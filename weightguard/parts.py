@@ -89,8 +89,10 @@ class Part:
             return _is_array(self.mask, size, "uint8") and self.left is None and self.rate is None
         if self.form == "rank":
             k = 0 if self.left is None else self.left.shape[-1]
-            fits = _is_array(self.left, (self.shape[0], k), "float32")
-            return fits and _is_array(self.right, (k, self.shape[1]), "float32") and self.mask is None
+            sides = ((self.left, (self.shape[0], k)), (self.right, (k, self.shape[1])))
+            return self.mask is None and all(
+                _is_array(side, shape, "float32") and _is_finite(side) for side, shape in sides
+            )
         return self.form == "rate" and isinstance(self.rate, float) and 0 <= self.rate < float("inf")
 
 
@@ -190,3 +192,9 @@ def _size(value: Any) -> int:
 
 def _is_array(value: numpy.ndarray | None, shape: tuple[int, ...], dtype: str) -> bool:
     return value is not None and value.shape == shape and value.dtype == dtype
+
+
+def _is_finite(value: numpy.ndarray | None) -> bool:
+    import numpy
+
+    return value is not None and bool(numpy.isfinite(value).all())

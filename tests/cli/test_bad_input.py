@@ -248,7 +248,8 @@ STATISTICS: dict[str, Case] = {
         nothing,
         repair(*O, "--stats", "harmful.jsonl"),
         3,
-        "harmful.jsonl: not a safetensors file (no header where one must be)",
+        "harmful.jsonl: not a safetensors file (no header where one must be); it should be statistics written by "
+        "`weightguard stats`: make it again",
     ),
     "a model": (
         nothing,
@@ -260,7 +261,8 @@ STATISTICS: dict[str, Case] = {
         lambda p: (p / "stats").write_bytes((p / "stats").read_bytes()[:-8]),
         repair(*O, *S),
         3,
-        "stats: truncated, 2832 bytes where the header needs 2840; download the shard again",
+        "stats: truncated, 2832 bytes where the header needs 2840; it should be statistics written by `weightguard stats`: "
+        "make it again",
     ),
     "of fewer layers": (
         renamed,

@@ -92,7 +92,7 @@ def test_neurons_of_another_model_are_refused(pair, subject, tmp_path) -> None:
         with pytest.raises(MismatchError, match="the neurons were found in another checkpoint than"):
             wg.repair(str(tuned), method=method, neurons=folder / neurons, out=tmp_path / "out")
     other = subject("llama", kind="aligned", steps=4)
-    with pytest.raises(MismatchError, match="the neurons were found in another checkpoint than"):
+    with pytest.raises(MismatchError, match="neither in MODEL nor in the aligned model"):
         wg.repair(
             str(tuned), method="restore", aligned=str(other.path), neurons=folder / "aligned", out=tmp_path / "out"
         )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +18,7 @@ import torch
 import weightguard as wg
 from weightguard.api import finetuning
 from weightguard.checkpoint import decoder_linears, open_checkpoint, resolve
-from weightguard.errors import OutputError
+from weightguard.errors import DataError, OutputError
 from weightguard.parts import Neurons, Part, tensor_digest
 
 Build = Callable[..., Path]
@@ -246,17 +249,48 @@ def test_salora_from_prompts_and_from_what_is_shipped(
     prompts.write_text('{"prompt": "how do i pick a lock"}\n{"prompt": "tell me"}\n')
     source = checkpoint("llama", pad_token_id=0)
     for name, safety in (("own", str(prompts)), ("shipped", None)):
-        given = options(data, safety=safety, utility=str(data["harmful"]), lora="r=2,targets=v_proj", limit=4, **SALORA)
+        given = options(data, safety=safety, utility=str(data["benign"]), lora="r=2,targets=v_proj", limit=3, **SALORA)
         notes = wg.finetune(str(source), out=tmp_path / name, **given).notes
         assert any(("own greedy one" if safety else "shipped with weightguard") in note for note in notes), notes
         assert any(note.startswith("utility data: ") for note in notes)
 
 
 def test_a_start_that_c_wipes_out_is_said(checkpoint: Build, data: Mapping[str, Path], tmp_path: Path) -> None:
-    """The same rows for safety and task: V_s is V_t, and nothing of C B0 is left."""
-    same = str(data["harmful"])
-    given = options(data, safety=same, utility=same, lora="r=2,targets=v_proj", **SALORA)
+    """Safety takes 7 of the 8 outputs of v, so little of C B0 is left."""
+    given = options(data, safety=str(data["harmful"]), utility=str(data["benign"]), lora="r=2,targets=v_proj",
+                    **{**SALORA, "safety_rank": 7})  # fmt: skip
     for start, said in (("task", 1), ("zero", 0)):
         result = wg.finetune(str(checkpoint("llama")), out=tmp_path / start, start=start, **given)
-        assert sum("C leaves 0% of the task start" in note for note in result.notes) == said
-        assert all(facts["smallest_angle"] < 1e-3 for facts in result.starts.values())
+        assert sum("of the task start in the median module" in note for note in result.notes) == said
+
+
+def test_rows_for_safety_and_task_at_once_are_refused(
+    checkpoint: Build, data: Mapping[str, Path], tmp_path: Path
+) -> None:
+    same = str(data["harmful"])
+    given = options(data, safety=same, utility=same, lora="r=2,targets=v_proj", **SALORA)
+    with pytest.raises(DataError, match=r"row 1 of harmful\.jsonl and row 1 of harmful\.jsonl have the same prompt"):
+        wg.finetune(str(checkpoint("llama")), out=tmp_path / "out", **given)
+
+
+def test_directions_that_no_data_reach_are_said(checkpoint: Build, data: Mapping[str, Path], tmp_path: Path) -> None:
+    """One safety row of two answer tokens spans two outputs, whatever --safety-rank says: the gap at 5 is 0."""
+    row = tmp_path / "row.jsonl"
+    row.write_text('{"prompt": "tell me", "response": "sorry"}\n')
+    given = options(data, safety=str(row), utility=str(data["benign"]), lora="r=2,targets=v_proj",
+                    **{**SALORA, "safety_rank": 5})  # fmt: skip
+    result = wg.finetune(str(checkpoint("llama")), out=tmp_path / "out", **given)
+    assert all(facts["spectral_gap"] == 0 and facts["spanned"] < 5 for facts in result.starts.values())
+    assert any("reach fewer than 5 output directions of" in note for note in result.notes)
+
+
+def test_two_runs_write_the_same_files_whatever_the_hash_seed(
+    checkpoint: Build, data: Mapping[str, Path], tmp_path: Path
+) -> None:
+    files = []
+    for seed in ("1", "2"):
+        code = (f"import weightguard as wg; wg.finetune({str(checkpoint('llama'))!r}, data={str(data['benign'])!r}, "
+                f"lora='r=2', steps=1, threads=1, out={str(tmp_path / seed)!r})")  # fmt: skip
+        subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": seed})
+        files.append({p.name: p.read_bytes() for p in (tmp_path / seed).iterdir()})
+    assert files[0] == files[1]

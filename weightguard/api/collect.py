@@ -15,7 +15,7 @@ from weightguard.errors import DataError, UsageError
 if TYPE_CHECKING:
     import numpy
 
-    from weightguard.data import Dataset, EncodedSet
+    from weightguard.data import Dataset, Encoded, EncodedSet
     from weightguard.statistics.norms import InputNorms
 
 Progress = Callable[[str, int, int], None]
@@ -134,3 +134,20 @@ def _header_digest(subject: Subject) -> str:
     parts = [subject.model, *([subject.adapter] if subject.adapter else [])]
     raw = b"".join(header.raw for part in parts for header in part.headers.values())
     return hashlib.sha256(raw).hexdigest()
+
+
+def check_disjoint(safety: EncodedSet, other: EncodedSet, what: str) -> None:
+    """What both sets hold would count for both. Error: DataError naming a row of each; `what` says which sets they are."""
+    prompts = {_prompt(row): row.number for row in other.rows}
+    shared = next((row for row in safety.rows if _prompt(row) in prompts), None)
+    if shared is not None:
+        raise DataError(
+            f"row {shared.number} of {safety.source} and row {prompts[_prompt(shared)]} of {other.source} have the same "
+            f"prompt; {what} must share none"
+        )
+
+
+def _prompt(row: Encoded) -> bytes:
+    """The ids before the answer; all of them where nothing, or everything, counts."""
+    begin = int(row.counted.argmax()) or len(row.ids)
+    return row.ids[:begin].tobytes()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from weightguard.api.answers import with_answers
-from weightguard.api.collect import encoded, rows_of
+from weightguard.api.collect import check_disjoint, encoded, rows_of
 
 if TYPE_CHECKING:
     from weightguard.api.finetuning import Job
@@ -23,6 +23,7 @@ def material(job: Job, model: Any, data: EncodedSet, progress: Progress) -> tupl
     from weightguard.statistics.loading import vocabulary_rows
 
     found = {"safety": _safety(job, model, progress), "task": _task(job, data)}
+    check_disjoint(found["safety"], found["task"], "--safety and the task's data")
     for role, each in found.items():
         check_vocabulary(each, vocabulary_rows(model))
         job.records[role] = {"source": each.source, "sha256": each.sha256, "rows": len(each.rows),

@@ -148,7 +148,10 @@ def _job(
     adaptable = [name for name, linear in subject.named.items() if linear.expert is None]
     tensors = () if asked is None else tuple(targeted(asked, adaptable, shapes))
     chosen = _guard(guard, options, sources, subject)
-    return Job(subject, chosen, asked, tensors, settled, sources, output, running)
+    job = Job(subject, chosen, asked, tensors, settled, sources, output, running)
+    if asked is not None and lora is None:
+        job.notes.append(f"--guard salora trains an adapter; no --lora was given, so r={asked.r}")
+    return job
 
 
 def _space(subject: Subject) -> int:
@@ -284,6 +287,17 @@ def _with_directions(job: Job, model: Any, found: EncodedSet, progress: Progress
 
 
 def _start_notes(guard: Any) -> list[str]:
+    """What to know of the directions before a long run."""
+    fewest, name = min((start.facts["spanned"], name) for name, start in guard.starts.items())
+    short = sum(start.facts["spanned"] < guard.safety_rank for start in guard.starts.values())
+    said = (
+        f"the safety data reach fewer than {guard.safety_rank} output directions of {short} modules (fewest: {fewest:.0f}, of "
+        f"{name}); what --safety-rank keeps beyond them is arbitrary"
+    )
+    return ([said] if short else []) + _overlap_notes(guard)
+
+
+def _overlap_notes(guard: Any) -> list[str]:
     kept = sorted(start.facts["initialisation_kept"] for start in guard.starts.values())
     middle = kept[len(kept) // 2]
     if guard.start == "zero" or middle >= 0.5:
@@ -329,7 +343,10 @@ def _facts(job: Job, found: EncodedSet, losses: tuple[float, ...], guard: Any) -
     if neurons is not None:
         facts["neurons"] = {"sha256": neurons.digest(), "kind": neurons.kind, "tensors": len(neurons.parts)}
     if getattr(guard, "starts", None):
-        facts["salora"] = {**job.records, "modules": {name: dict(start.facts) for name, start in guard.starts.items()}}
+        facts["salora"] = {
+            **job.records,
+            "modules": {name: dict(start.facts) for name, start in sorted(guard.starts.items())},
+        }
     return facts
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightguard.api.answers import with_answers
-from weightguard.api.collect import Progress, Running, check_weights, facts_of, rows_of
+from weightguard.api.collect import Progress, Running, check_disjoint, check_weights, facts_of, rows_of
 from weightguard.api.needs import data_notes
 from weightguard.api.reporting import role_order
 from weightguard.api.subject import Subject, open_subject
@@ -22,7 +22,7 @@ from weightguard.options import configured, settings
 from weightguard.parts import Neurons, Part, tensor_digest
 
 if TYPE_CHECKING:
-    from weightguard.data import Encoded, EncodedSet
+    from weightguard.data import EncodedSet
     from weightguard.locate.material import Found, Material
 
 NO_DATA = "--{role} is missing; --kind {kind} needs it: {what}"
@@ -178,7 +178,8 @@ def _material(
     read = {role: _read(role, sets, kind.TOKENS, notes) for role in kind.needs}
     model = load_model(subject.model, dtype=running.dtype, device=running.device)
     data = {role: _encoded(role, read[role], kind, subject, model, running, notes, progress) for role in read}
-    _check_disjoint(data)
+    if len(data) == 2:
+        check_disjoint(data["safety"], data["utility"], "--safety and --utility")
     _check_vocabulary(data.values(), model)
     return Material(subject.model, linears, data, model, progress, like)
 
@@ -228,26 +229,6 @@ def _encoded(
     found = encode(answered, tokenizer, tokens="response", max_length=running.max_length)
     notes += data_notes(found)
     return found
-
-
-def _check_disjoint(data: Mapping[str, EncodedSet]) -> None:
-    """What both sets hold would count for safety and for utility. Error: DataError naming a row of each."""
-    if len(data) < 2:
-        return
-    safety, utility = data["safety"], data["utility"]
-    prompts = {_prompt(row): row.number for row in utility.rows}
-    for row in safety.rows:
-        if _prompt(row) in prompts:
-            raise DataError(
-                f"row {row.number} of {safety.source} and row {prompts[_prompt(row)]} of {utility.source} have the same "
-                f"prompt; --safety and --utility must share none"
-            )
-
-
-def _prompt(row: Encoded) -> bytes:
-    """The ids before the answer; all of them where nothing, or everything, counts."""
-    begin = int(row.counted.argmax()) or len(row.ids)
-    return row.ids[:begin].tobytes()
 
 
 def _check_vocabulary(data: Iterable[EncodedSet], model: Any) -> None:

@@ -131,6 +131,11 @@ def _neurons(method: Any, subject: Subject, data: Data, notes: Notes) -> Neurons
         raise MismatchError(
             "the neurons were not found in the base of this adapter; find them there with weightguard neurons"
         )
+    elif method.target == "delta" and not _is_of(found, subject.model):
+        raise MismatchError(
+            "the neurons were found neither in MODEL nor in the aligned model; give the --aligned they were found in, or "
+            "find them again with weightguard neurons"
+        )
     else:
         found.check_fits(subject.model)
         notes.add("the neurons were found in the model that is edited")

@@ -205,9 +205,12 @@ def _check_base(adapter: Checkpoint, base: Checkpoint, name: object) -> None:
 def _aligned_for(
     model: Checkpoint, aligned: str | None, offline: bool, search: bool
 ) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    name = base_model(model.directory) if search or aligned is not None else None
     if aligned is not None:
-        return open_checkpoint(resolve(aligned, offline=offline)), ("aligned reference: given with --aligned",)
-    name = base_model(model.directory) if search else None
+        found = open_checkpoint(resolve(aligned, offline=offline))
+        other = name is not None and os.path.isdir(name) and not os.path.samefile(name, found.directory)
+        said = (f"the model card names {name} as base model, not {found.label}, which --aligned gave",) if other else ()
+        return found, ("aligned reference: given with --aligned", *said)
     if name is None:
         return None, ()
     found = _opened(name, offline, "README.md names the base model")

@@ -90,6 +90,9 @@ def _write_adapter(directory: Path, subject: Subject, model: Any) -> None:
     from weightguard.statistics.loading import quiet
 
     model.peft_config["default"].revision = subject.model.revision
+    targets = model.peft_config["default"].target_modules
+    if not isinstance(targets, str):  # a set, whose order hangs on the hash seed of the process
+        model.peft_config["default"].target_modules = sorted(targets)
     with quiet():
         model.save_pretrained(directory, save_embedding_layers=False)
 

@@ -51,7 +51,10 @@ def read_arrays(path: Path, what: str) -> tuple[dict[str, numpy.ndarray], dict[s
         raise InputError(f"{path}: {'not a regular' if path.exists() else 'no such'} file; it should be {what}")
     types = {code: name for name, code in _CODES.items()}
     with path.open("rb") as file:
-        header = read_header(file.fileno(), path.name)
+        try:
+            header = read_header(file.fileno(), path.name)
+        except CheckpointError as error:
+            raise InputError(f"{str(error).rpartition(';')[0] or error}; it should be {what}: make it again") from error
         arrays = {}
         for name, info in header.tensors.items():
             if info.dtype not in types:

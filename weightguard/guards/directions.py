@@ -8,6 +8,7 @@ from weightguard.errors import UsageError
 from weightguard.statistics.grams import spectrum, with_fixed_signs
 
 Facts = dict[str, float]
+NOTHING = 1e-13  # of the largest eigenvalue of a Gram matrix: below it there is only the rounding of float64
 
 
 def start_of(
@@ -49,7 +50,9 @@ def _root_factors(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.
 def _facts(
     values: torch.Tensor, r_s: int, v_s: torch.Tensor, v_t: torch.Tensor, before: torch.Tensor, after: torch.Tensor
 ) -> Facts:
-    """spectral_gap: 1 − λ_(r_s+1)/λ_(r_s), 0 where the cut falls among equals or the data span fewer directions.
+    """spanned: output directions that the safety data reach at all; what V_s holds beyond them is arbitrary.
+
+    spectral_gap: 1 − λ_(r_s+1)/λ_(r_s), 0 where the cut falls among equals or the data span fewer directions.
 
     safety_energy: share of ‖X_s Wᵀ‖² that V_s holds. Angles in degrees between V_s and V_t, principal ones.
     initialisation_kept: ‖C B0 A0‖/‖B0 A0‖; near 0, task and safety use the same directions and C wipes out the start.
@@ -57,9 +60,11 @@ def _facts(
     cosines = torch.linalg.svdvals(v_s.T @ v_t).clamp(0, 1)
     angles = torch.rad2deg(torch.acos(cosines))
     last, following = float(values[r_s - 1]), float(values[r_s]) if r_s < len(values) else 0.0
+    spanned = int((values > NOTHING * values[0]).sum())
     return {
-        "spectral_gap": 1 - following / last if last > 0 else 0.0,
-        "safety_energy": float(values[:r_s].sum() / values.sum()) if last > 0 else 1.0,
+        "spanned": float(spanned),
+        "spectral_gap": 1 - following / last if spanned >= r_s else 0.0,
+        "safety_energy": float(values[:r_s].sum() / values.sum()) if spanned else 1.0,
         "smallest_angle": float(angles.min()),
         "mean_angle": float(angles.mean()),
         "initialisation_kept": float(after / before) if before else 0.0,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from weightguard.statistics.grams import Grams
 
-FACTS = ("spectral_gap", "safety_energy", "smallest_angle", "mean_angle", "initialisation_kept")
+FACTS = ("spanned", "spectral_gap", "safety_energy", "smallest_angle", "mean_angle", "initialisation_kept")
 
 
 @dataclass(frozen=True, eq=False)

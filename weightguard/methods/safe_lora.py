@@ -150,7 +150,9 @@ class SafeLora:
         found = {m.name for m in ordered if m.along and m.along.cosine <= limit}
         if ordered and ordered[0].along and not found:
             lowest = f"{ordered[0].along.cosine:.4f} at {ordered[0].base}"
-            raise UsageError(f"--threshold {self.threshold}: every cosine is above it, the lowest is {lowest}")
+            raise UsageError(
+                f"--threshold {self.threshold}: every cosine is above it, the lowest is {lowest}; give more, or --number"
+            )
         return found
 
     def _edit(self, module: _Module, chosen: bool) -> Edit | None:

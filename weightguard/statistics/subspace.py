@@ -104,7 +104,8 @@ def projector(
     """
     if rank is not None and not 0 < rank <= min(direction.shape):
         raise UsageError(
-            f"--projector-rank {rank}: a tensor of shape {list(direction.shape)} has {min(direction.shape)}"
+            f"--projector-rank {rank}: a tensor of shape {list(direction.shape)} has {min(direction.shape)} directions; "
+            f"give 1 to {min(direction.shape)}"
         )
     square = direction.square()
     if square == 0:

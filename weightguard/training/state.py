@@ -70,8 +70,8 @@ class StateFile:
         for key, ours in self.fingerprint.items():
             if theirs.get(key) != ours:
                 raise MismatchError(
-                    f"{self.path.name}: the unfinished run has another {key} ({str(theirs.get(key))[:60]}, now "
-                    f"{str(ours)[:60]}); repeat its command with --resume, or begin anew with --force"
+                    f"{self.path.name}: the unfinished run has another {_difference(key, theirs.get(key), ours)}; repeat its "
+                    f"command with --resume, or begin anew with --force"
                 )
         with safe_open(self.path, "pt") as file:
             names = [name for name in file.keys() if name.startswith("extra|")]  # noqa: SIM118 - no mapping
@@ -110,3 +110,12 @@ class StateFile:
         if not isinstance(said, dict) or not {"step", "losses", "fingerprint"} <= said.keys():
             raise InputError(f"{self.path.name}: not the state of a run; begin anew with --force")
         return said
+
+
+def _difference(key: str, theirs: object, ours: object) -> str:
+    """ "seed (0, now 3)": the innermost setting that differs."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        inner = next((k for k in ours if theirs.get(k) != ours[k]), None)
+        if inner is not None:
+            return _difference(inner, theirs.get(inner), ours[inner])
+    return f"{key} ({str(theirs)[:60]}, now {str(ours)[:60]})"
