@@ -29,13 +29,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Output:
-    """Where the result goes. dry_run: the plan only. verify_write: read everything again after it was written."""
+    """Where the result goes. dry_run: the plan only. verify_write: read everything again after it was written.
+
+    suggest: also say which repair fits what was done to the model, which reads and sketches both sides once.
+    """
 
     out: str | None = None
     force: bool = False
     dry_run: bool = False
     save_plan: str | None = None
     verify_write: bool = True
+    suggest: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def run_repair(
     if behaviour is not None:
         inputs = behaviour_inputs(behaviour, inputs, subject, running, progress)
     method, plan, calibration = _planned(method, strength, subject, inputs, data, running, notes, progress)
-    notes.add(*plan.notes, *(advice(subject) if output.dry_run else ()))
+    notes.add(*plan.notes, *(advice(subject) if output.suggest else ()))
     refusals = _refusals(method, plan, inputs, subject, behaviour, running)
     command = command_line(method_name, method, subject, data, strength)
     if output.save_plan:

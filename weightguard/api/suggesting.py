@@ -27,7 +27,7 @@ def suggested(verdict: Verdict) -> tuple[str, ...]:
 
 
 def advice(subject: Subject) -> tuple[str, ...]:
-    """What `inspect --base` says of the model that is to be repaired, for the notes of a dry run."""
+    """What `inspect --base` says of the model that is to be repaired, for the notes of a repair."""
     from weightguard.api.comparing import case_of
     from weightguard.comparison.sides import Side
     from weightguard.comparison.verdict import judge

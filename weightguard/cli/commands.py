@@ -145,6 +145,9 @@ def neurons(context: click.Context, form: str, rank: bool, **values: Any) -> Non
 @click.option("--strength", help="Share of the update to remove, or auto: the weakest that restores refusals.")
 @click.option("--limit", type=int, help="Take the first rows of each data set only.")
 @click.option("--dry-run", is_flag=True, help="Show the plan, write nothing.")
+@click.option(
+    "--suggest", is_flag=True, help="Also say what was done to MODEL and which repair fits; reads both models."
+)
 @click.option("--save-plan", help="Also write the plan to this file, for `weightguard apply`.")
 @options.of_methods
 @options.writing
