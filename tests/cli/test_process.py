@@ -46,9 +46,18 @@ def imported(*arguments: str) -> list[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout.split()
 
 
-@pytest.mark.parametrize("command", ["", "inspect", "stats", "repair", "apply", "verify", "demo"])
+@pytest.mark.parametrize(
+    "command", ["", "inspect", "stats", "neurons", "repair", "apply", "finetune", "evaluate", "gate", "verify", "demo"]
+)
 def test_help_imports_nothing_heavy(command: str, place: Any) -> None:
     assert imported(*command.split(), "--help") == ["0", "True"]
+
+
+def test_help_reads_flags_and_nothing_that_works_on_models(place: Any) -> None:
+    code = "import sys; from weightguard.cli.main import main; main(['--help']); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout.split()
+    assert "weightguard.methods" in loaded
+    assert not {"weightguard.checkpoint", "weightguard.verdict", "weightguard.plan"} & set(loaded)
 
 
 def test_headers_are_inspected_without_anything_heavy(place: Any) -> None:

@@ -209,7 +209,7 @@ def _aligned_for(
     if aligned is not None:
         found = open_checkpoint(resolve(aligned, offline=offline))
         other = name is not None and os.path.isdir(name) and not os.path.samefile(name, found.directory)
-        said = (f"the model card names {name} as base model, not {found.label}, which --aligned gave",) if other else ()
+        said = ("the model card names another base model than the one given with --aligned",) if other else ()
         return found, ("aligned reference: given with --aligned", *said)
     if name is None:
         return None, ()

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from weightguard.checkpoint import family_of
 from weightguard.errors import UnsupportedError, UsageError
 from weightguard.locate.material import Material
 from weightguard.locate.scores import Opener
@@ -65,6 +64,8 @@ def unit_groups(material: Material, units: str) -> dict[str, Group]:
     if units == "rows":
         return {name: _lines(material, name) for name in material.linears}
     layers: dict[str, dict[str, Member]] = {}
+    from weightguard.checkpoint import family_of
+
     heads, shared = _head_counts(material)
     for name, linear in material.linears.items():
         if linear.role in _ATTENTION:

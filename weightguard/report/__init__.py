@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from weightguard.report.junit import junit
-from weightguard.report.page import page
-from weightguard.report.sarif import sarif
-from weightguard.report.statement import statement
-from weightguard.report.summary import summary
-from weightguard.report.table import verdict_table
-from weightguard.verdict import Verdict
+if TYPE_CHECKING:
+    from weightguard.verdict import Verdict
 
-FORMS: dict[str, Callable[[Verdict], str]] = {
-    "human": verdict_table,
-    "json": lambda verdict: verdict.to_bytes().decode(),
-    "sarif": sarif,
-    "junit": junit,
-    "markdown": summary,
-    "html": page,
-    "in-toto": statement,
+# Form -> where it is made. The command line lists the forms for every command, so nothing is imported before it is asked for.
+FORMS = {
+    "human": "weightguard.report.table:verdict_table",
+    "json": "weightguard.report.plain:plain",
+    "sarif": "weightguard.report.sarif:sarif",
+    "junit": "weightguard.report.junit:junit",
+    "markdown": "weightguard.report.summary:summary",
+    "html": "weightguard.report.page:page",
+    "in-toto": "weightguard.report.statement:statement",
 }
 _SUFFIXES = {
     ".intoto.json": "in-toto", ".intoto.jsonl": "in-toto", ".sarif": "sarif", ".sarif.json": "sarif", ".xml": "junit",
@@ -36,4 +33,6 @@ def form_of(out: str) -> str:
 
 def rendered(verdict: Verdict, form: str) -> str:
     """The verdict as text in one of FORMS."""
-    return FORMS[form](verdict)
+    module, _, function = FORMS[form].partition(":")
+    made: str = getattr(import_module(module), function)(verdict)
+    return made
