@@ -15,7 +15,7 @@ from weightguard.data import Encoded
 from weightguard.errors import DataError, InputError, MismatchError, UsageError
 from weightguard.training.loop import response_loss, train
 from weightguard.training.recipe import Recipe
-from weightguard.training.state import StateFile
+from weightguard.training.state import Moment, StateFile
 
 CONFIG = {"model_type": "llama"}
 
@@ -209,3 +209,13 @@ def test_rows_without_an_answer_and_a_loss_that_explodes(model) -> None:
 def test_settings_out_of_range(options: dict[str, Any], flag: str) -> None:
     with pytest.raises(UsageError, match=flag):
         Recipe(**options).check()
+
+
+def test_the_setting_that_differs_is_named(tmp_path: Path) -> None:
+    """The innermost one: a recipe of ten settings shows the one that is another."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight])
+    begun = StateFile(tmp_path / "state", {"recipe": {"lr": 0.1, "seed": 0}}, 1)
+    begun.save(Moment(1, (0.5,)), {"weight": weight}, optimizer)
+    with pytest.raises(MismatchError, match=r"another seed \(0, now 3\); repeat its command with --resume"):
+        StateFile(tmp_path / "state", {"recipe": {"lr": 0.1, "seed": 3}}, 1).check()
