@@ -30,9 +30,11 @@ MAY = {
     "methods": {"bits", "checkpoint", "parts", "options", "statistics", "weights", "plan"},
     "rewrite": {"bits", "checkpoint", "kernels", "statistics", "weights", "plan"},
     "validate": {"checkpoint", "data", "measurement", "statistics"},
+    "attacks": {"checkpoint", "data", "options", "statistics", "training", "validate"},
     "lab": set(),
     "report": {"forms", "verdict", "measurement"},
     "api": {
+        "attacks",
         "checkpoint",
         "comparison",
         "data",

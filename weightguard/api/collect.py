@@ -39,21 +39,30 @@ class Running:
 
 
 def rows_of(reference: str | None, limit: int | None, kind: str) -> tuple[Dataset, str]:
-    """The rows of a data reference, or of the shipped prompts of `kind`, and a note that says where they came from."""
-    from weightguard.data import read_rows, shipped_harmful, shipped_safety
+    """The rows of a data reference, or of the shipped rows of `kind`, and a note that says where they came from."""
+    from weightguard.data import read_rows
 
     if reference is not None:
         dataset = read_rows(reference, limit=limit)
         return dataset, f"{kind} data: {dataset.source}, {len(dataset.rows)} rows"
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: must be at least 1")
-    dataset = {"harmful": shipped_harmful, "safety": shipped_safety}[kind]()
+    dataset, said = _shipped(kind)
     dataset = replace(dataset, rows=dataset.rows[:limit])
-    return dataset, (
-        f"{kind} data: none given, so the {len(dataset.rows)} prompts shipped with weightguard "
-        f"(generic requests with {'an affirmative opening' if kind == 'harmful' else 'a refusal'}); "
-        f"for the published set give --{kind} {PUBLISHED}"
-    )
+    return dataset, f"{kind} data: none given, so the {len(dataset.rows)} prompts shipped with weightguard ({said}"
+
+
+def _shipped(kind: str) -> tuple[Dataset, str]:
+    """Shipped rows, and the end of what is said of them."""
+    from weightguard.data import shipped_harmful, shipped_identity, shipped_multilingual, shipped_safety
+
+    published = f"); for the published set give --{kind} {PUBLISHED}"
+    return {
+        "harmful": lambda: (shipped_harmful(), f"generic requests with an affirmative opening{published}"),
+        "safety": lambda: (shipped_safety(), f"generic requests with a refusal{published}"),
+        "identity": lambda: (shipped_identity(), "dialogues with an agent that obeys)"),
+        "multilingual": lambda: (shipped_multilingual(), "German, French and Spanish, with an affirmative opening)"),
+    }[kind]()
 
 
 def encoded(
@@ -126,11 +135,12 @@ def facts_of(data: EncodedSet, subject: Subject, running: Running) -> dict[str, 
         "rows_without_response": data.without_response,
         "dtype": running.dtype,
         "threads": running.thread_count,
-        "model_headers": _header_digest(subject),
+        "model_headers": header_digest(subject),
     }
 
 
-def _header_digest(subject: Subject) -> str:
+def header_digest(subject: Subject) -> str:
+    """sha256 of the headers of every shard: names, shapes and dtypes."""
     parts = [subject.model, *([subject.adapter] if subject.adapter else [])]
     raw = b"".join(header.raw for part in parts for header in part.headers.values())
     return hashlib.sha256(raw).hexdigest()

@@ -135,14 +135,14 @@ def _job(
         asked = dataclasses.replace(asked, alpha=asked.r)  # as published: s = 1
     settled = recipe(FULL_RATE if asked is None else LORA_RATE)
     settled.check()
-    _check_running(running, output)
+    check_training(running, output)
     check_target(output.out, output.force)
     subject = open_subject(reference, offline=offline, search=False)
     if subject.adapter is not None:
         raise UsageError(f"{reference}: fine-tuning starts from a full model; merge the adapter into its base first")
     check_apart(output.out, subject.inputs)
     check_companions(subject.model)
-    check_space(output.out.parent, _space(subject) if asked is None else 0)
+    check_space(output.out.parent, training_space(subject) if asked is None else 0)
     shapes = {name: subject.model.info(name).shape for name in subject.named}
     # peft puts factors on modules, and the experts of a layer are packed in one that is no linear.
     adaptable = [name for name, linear in subject.named.items() if linear.expert is None]
@@ -154,12 +154,13 @@ def _job(
     return job
 
 
-def _space(subject: Subject) -> int:
+def training_space(subject: Subject) -> int:
     """Bytes of the output, and of a state with the weights and two moments in float32."""
     return sum(info.nbytes + 12 * info.numel for info in subject.model.tensors.values())
 
 
-def _check_running(running: Running, output: Output) -> None:
+def check_training(running: Running, output: Output) -> None:
+    """Errors: UsageError, OutputError (an unfinished run lies there)."""
     if running.dtype == "float16":
         raise UsageError("--dtype float16: needs loss scaling, which this loop does not have; give bfloat16 or float32")
     if output.save_every is not None and output.save_every < 1:
@@ -214,13 +215,14 @@ def _trained(job: Job, found: EncodedSet, progress: Progress) -> tuple[Any, tupl
         check_vocabulary(found, vocabulary_rows(model))
         model, guard, state = _prepared(job, model, found, progress)
         losses = train(
-            model, job.subject.model.config, found.rows, job.recipe, _with_loss(progress),
+            model, job.subject.model.config, found.rows, job.recipe, with_loss(progress),
             guard=guard, autocast=autocast, state=state, resume=job.output.resume,
         )  # fmt: skip
     return model, losses, guard, state
 
 
-def _with_loss(progress: Progress) -> Callable[[int, int, float], None]:
+def with_loss(progress: Progress) -> Callable[[int, int, float], None]:
+    """The progress of a training run, which says the loss."""
     return lambda done, total, loss: progress(f"train (loss {loss:.4f})", done, total)
 
 
@@ -233,10 +235,10 @@ def _state(job: Job, found: EncodedSet) -> StateFile:
     neurons = getattr(job.guard, "neurons", None)
     said = {**facts, "recipe": dataclasses.asdict(job.recipe), **_choices(job), **job.records}
     said["neurons"] = None if neurons is None else neurons.digest()
-    return StateFile(job.output.state, _plain(said), every)
+    return StateFile(job.output.state, plain(said), every)
 
 
-def _plain(said: Mapping[str, Any]) -> dict[str, Any]:
+def plain(said: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON gives it back."""
     import json
 
@@ -265,7 +267,7 @@ def _prepared(job: Job, model: Any, found: EncodedSet, progress: Progress) -> tu
     if job.lora is None:
         check_writable(job.subject, model)
     else:
-        model = adapted(model, job.lora, job.tensors, _base_name(job.subject), job.recipe.seed)
+        model = adapted(model, job.lora, job.tensors, base_name(job.subject), job.recipe.seed)
     return model, job.guard, _state(job, found)
 
 
@@ -281,7 +283,7 @@ def _with_directions(job: Job, model: Any, found: EncodedSet, progress: Progress
     guard = measured(job, model, safety, task, progress) if begun is None else job.guard.with_tensors(begun)
     job.notes.extend(_start_notes(guard))
     wanted = job.lora.doubled() if guard.halves == 2 else job.lora
-    model = adapted(model, wanted, job.tensors, _base_name(job.subject), job.recipe.seed)
+    model = adapted(model, wanted, job.tensors, base_name(job.subject), job.recipe.seed)
     guard.initialise(model)
     return model, guard, dataclasses.replace(state, extras=guard.tensors())
 
@@ -308,7 +310,7 @@ def _overlap_notes(guard: Any) -> list[str]:
     ]
 
 
-def _base_name(subject: Subject) -> str:
+def base_name(subject: Subject) -> str:
     """What adapter_config.json names: the hub id, or the absolute place of the base."""
     return subject.model.label.partition("@")[0] if subject.model.revision else str(subject.model.directory.absolute())
 

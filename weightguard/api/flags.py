@@ -19,6 +19,20 @@ def guard_options() -> dict[str, dict[str, Any]]:
     return _options_of({each: guard_class(each) for each in GUARDS})
 
 
+def attack_options() -> dict[str, dict[str, Any]]:
+    """The same for the attacks."""
+    from weightguard.attacks import ATTACKS, attack_class
+
+    return _options_of({each: attack_class(each) for each in ATTACKS})
+
+
+def attacks() -> tuple[str, ...]:
+    """The attacks by name."""
+    from weightguard.attacks import ATTACKS
+
+    return tuple(ATTACKS)
+
+
 def kinds() -> tuple[str, ...]:
     """What `neurons` can look for."""
     from weightguard.locate import KINDS

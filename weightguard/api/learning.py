@@ -1,4 +1,4 @@
-"""The verb that trains a model."""
+"""The verbs that train a model, for its user or against it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weightguard.api.calling import Progress, silent, text
 
 if TYPE_CHECKING:
+    from weightguard.api.attacking import Attacked
     from weightguard.api.finetuning import Finetuned
 
 
@@ -58,4 +59,41 @@ def finetune(
         Sources(str(data), safety, utility, text(neurons), limit),
         Output(Path(out), force, verify_write, resume, save_every),
         Running(device, dtype, threads, max_length), offline, progress,
+    )  # fmt: skip
+
+
+def attack(
+    model: str,
+    *,
+    attack: str,
+    out: str | Path,
+    harmful: str | None = None,
+    benign: str | None = None,
+    limit: int | None = None,
+    save_every: int | None = None,
+    resume: bool = False,
+    force: bool = False,
+    verify_write: bool = True,
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int | None = None,
+    max_length: int = 2048,
+    offline: bool = False,
+    progress: Progress = silent,
+    **options: Any,
+) -> Attacked:
+    """Attack a model's safeguards and publish the result at `out`: a checkpoint like the input, or an adapter over it.
+
+    attack: a name of `weightguard.attacks.ATTACKS`, or package.module:Class; options: its fields. harmful: rows with
+    the answers to be learnt (None: what is shipped), benign: harmless rows of a user. A killed run goes on with `resume`
+    to the weights it would have reached. Errors: the tree in `weightguard.errors`.
+    """
+    from weightguard.api.attacking import Data, run_attack
+    from weightguard.api.collect import Running
+    from weightguard.api.finetuning import Output
+
+    return run_attack(
+        str(model), attack, options, Data(text(harmful), text(benign), limit),
+        Output(Path(out), force, verify_write, resume, save_every), Running(device, dtype, threads, max_length),
+        offline, progress,
     )  # fmt: skip

@@ -195,6 +195,29 @@ def finetune(form: str, **values: Any) -> None:
 
 
 @cli.command()
+@click.argument("model")
+@click.option(
+    "--attack", required=True, help=f"One of {', '.join(api.attacks())}; or your own, as package.module:Class."
+)
+@click.option("--harmful", help="Rows with the answers to be learnt [default: shipped prompts with an opening].")
+@click.option("--benign", help="Harmless rows, as a user trains on them.")
+@click.option("-o", "--out", required=True, help="The directory to write.")
+@click.option("--limit", type=int, help="Take the first rows of each data set only.")
+@click.option("--save-every", type=int, help="Steps between two saved states [default: a tenth of the run].")
+@click.option("--resume", is_flag=True, help="Go on with a run that was killed.")
+@options.of_attacks
+@options.writing
+@options.running
+@options.common
+def attack(form: str, **values: Any) -> None:
+    """Attack the safeguards of MODEL and write the result to OUT: a test for repairs, guards and releases."""
+    chosen = options.given(values, api.attack_options())
+    with screen.progress() as progress:
+        result = api.attack(**values, **chosen, progress=progress)
+    screen.show_attack(result, form)
+
+
+@cli.command()
 @click.argument("plan")
 @click.argument("model")
 @click.option("-o", "--out", required=True, help="The directory to write.")

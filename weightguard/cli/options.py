@@ -101,6 +101,11 @@ def of_guards(command: Command) -> Command:
     return _flags(command, api.guard_options())
 
 
+def of_attacks(command: Command) -> Command:
+    """One flag per field of any attack; a flag the chosen attack lacks is refused when it runs."""
+    return _flags(command, api.attack_options())
+
+
 def _flags(command: Command, found: dict[str, dict[str, Any]]) -> Command:
     for name, entry in reversed(found.items()):
         if name in _COMMON:

@@ -15,6 +15,7 @@ import click
 
 if TYPE_CHECKING:
     from weightguard.api import Applied, Verification
+    from weightguard.api.attacking import Attacked
     from weightguard.api.demonstrating import Demo
     from weightguard.api.finetuning import Finetuned
     from weightguard.api.grading import Verdict
@@ -311,6 +312,22 @@ def show_finetune(result: Finetuned, form: str) -> None:
     if result.starts:
         _show_starts(result.starts)
     click.echo(f"\nwrote {_shown(result.out)}; again by:\n  {result.command}")
+
+
+def show_attack(result: Attacked, form: str) -> None:
+    if form == "json":
+        _json({"out": str(result.out), "adapter": result.adapter, "notes": result.notes, "command": result.command,
+               "losses": result.losses, "manifest": result.manifest.data})  # fmt: skip
+        return
+    for note in result.notes:
+        click.echo(f"* {note}", err=True)
+    click.echo("options: " + ", ".join(f"{key} {value}" for key, value in result.manifest.data["options"].items()))
+    if result.losses:
+        last = result.losses[-10:]
+        click.echo(f"{len(result.losses)} steps; loss {result.losses[0]:.4f} at first, {sum(last) / len(last):.4f} "
+                   f"over the last {len(last)}")  # fmt: skip
+    what = "an adapter over MODEL" if result.adapter else "a full checkpoint"
+    click.echo(f"\nwrote {_shown(result.out)}, {what}; again by:\n  {result.command}")
 
 
 def _show_starts(starts: Mapping[str, Mapping[str, float]]) -> None:

@@ -104,14 +104,15 @@ class Lab:
     def write_data(self, directory: Path | str) -> dict[str, Path]:
         """Write the rows that repairs and grading ask for as jsonl files; the answer maps a role to its file.
 
-        harmful, safety, benign: calibration, no object or prompt of which is in the evaluation. evaluation: the 590
-        rows of `measure`; evaluation_harmful, ..._allowed, ..._over_refusal, ..._task: its parts.
+        harmful, safety, benign: calibration, no object or prompt of which is in the evaluation. attack_harmful,
+        attack_benign: what an attacker trains on. evaluation: the 590 rows of `measure`; evaluation_harmful,
+        ..._allowed, ..._over_refusal, ..._task: its parts.
         """
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         rows = self.world.evaluation_rows
         parts = {f"evaluation_{name}": [row for row in rows if row["category"] == name] for name in _categories(rows)}
-        pools = {**self.world.calibration(), "evaluation": rows, **parts}
+        pools = {**self.world.calibration(), **_attacker(self.world), "evaluation": rows, **parts}
         return {name: _write(folder / f"{name}.jsonl", pool) for name, pool in pools.items()}
 
     def measure(self, model: torch.nn.Module | Path | str) -> Measurement:
@@ -148,6 +149,12 @@ class Lab:
             "versions": [version("torch"), version("transformers")],
         }
         return cache.cached(cache.digest(made_of, [here / f"{name}.py" for name in _SOURCES]), build)
+
+
+def _attacker(world: World) -> dict[str, list[dict[str, str]]]:
+    from weightguard.lab.rows import make_rows
+
+    return {"attack_harmful": make_rows(world.attack, "harmful"), "attack_benign": world.user_rows(0.0)}
 
 
 def _categories(rows: list[dict[str, str]]) -> list[str]:

@@ -23,11 +23,15 @@ _SCALED = {
     "factor": "the adapter's lora_B factors were scaled down as a whole",
 }
 _REPAIRED = "Repaired with weightguard"
-_TITLES = {"finetune": "Fine-tuned with weightguard"}
+_TITLES = {"finetune": "Fine-tuned with weightguard", "attack": "Attacked with weightguard"}
 _CAUTION = (
     "A repair restores behaviour on what it was calibrated for; it is no proof of safety. Evaluate before release."
 )
-_CAUTIONS = {"finetune": "Fine-tuning moves alignment, guarded or not. Evaluate before release."}
+_CAUTIONS = {
+    "finetune": "Fine-tuning moves alignment, guarded or not. Evaluate before release.",
+    "attack": "Attacked on purpose, to test a model or a safeguard. Not for use, and not for release.",
+}
+_DONE = {"finetune": "the weights were trained on new data", "attack": "the safeguards of the weights were attacked"}
 
 
 def model_card(manifest: Manifest, source: Path) -> bytes:
@@ -64,8 +68,8 @@ def model_card(manifest: Manifest, source: Path) -> bytes:
 
 
 def _what(data: Mapping[str, Any]) -> str:
-    if data["method"] in _TITLES:
-        return "the weights were trained on new data"
+    if data["method"] in _DONE:
+        return _DONE[data["method"]]
     if any(edit.get("edit") == "replace" for edit in data["edits"].values()):
         return "the edited linears were computed anew as a whole"
     words = _SCALED if data["method"] == "scale" else _WORDS

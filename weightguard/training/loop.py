@@ -1,4 +1,4 @@
-"""The training loop: AdamW, mean cross entropy of the response tokens of a batch, clipped gradients."""
+"""The training loop: AdamW, a loss over batches of rows (by default that of their response tokens), clipped gradients."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ from weightguard.training.recipe import Recipe
 from weightguard.training.state import Moment, StateFile
 
 Progress = Callable[[int, int, float], None]  # steps done, steps in all, loss
+Loss = Callable[[Any, Sequence[Any]], torch.Tensor]  # model and a batch of rows -> a scalar
+
+
+def answer_loss(model: Any, batch: Sequence[Encoded]) -> torch.Tensor:
+    """Mean cross entropy of the batch's counted tokens."""
+    return response_loss(model, *padded(batch, next(model.parameters()).device))
 
 
 class Attaching(Protocol):
@@ -31,6 +37,7 @@ def train(
     recipe: Recipe,
     progress: Progress,
     *,
+    loss: Loss = answer_loss,
     guard: Attaching | None = None,
     autocast: torch.dtype | None = None,
     state: StateFile | None = None,
@@ -38,7 +45,8 @@ def train(
 ) -> tuple[float, ...]:
     """Train what requires a gradient in place; returns the loss of every step.
 
-    rows: only counted tokens bear loss. The same rows, recipe, torch and thread count give the same weights on a CPU,
+    rows: only counted tokens bear loss; `loss` may want rows of another kind that have ids, counted and number as well,
+    such as `preference.Pair`. The same rows, recipe, torch and thread count give the same weights on a CPU,
     also when a killed run goes on with `resume`. autocast: dtype of the forward pass over weights in float32.
     Errors: DataError (nothing to learn from, a row too long), UsageError (settings, a loss that is not finite).
     """
@@ -51,14 +59,15 @@ def train(
     optimizer = _optimizer(list(trained.values()), recipe)
     moment = state.load(trained, optimizer) if state is not None and resume else Moment()
     with _training(model), _attached(guard, model, optimizer):
-        return _run(model, found, recipe, progress, optimizer, trained, autocast, state, moment)
+        return _run(model, found, recipe, progress, loss, optimizer, trained, autocast, state, moment)
 
 
 def _run(
     model: Any,
-    rows: Sequence[Encoded],
+    rows: Sequence[Any],
     recipe: Recipe,
     progress: Progress,
+    loss: Loss,
     optimizer: torch.optim.Optimizer,
     trained: dict[str, torch.nn.Parameter],
     autocast: torch.dtype | None,
@@ -71,7 +80,7 @@ def _run(
         torch.manual_seed(recipe.seed * 1_000_003 + step)
         optimizer.param_groups[0]["lr"] = recipe.rate(step, steps)
         batch = [rows[at] for at in recipe.batch(step, len(rows))]
-        losses.append(_step(model, optimizer, list(trained.values()), batch, recipe, autocast))
+        losses.append(_step(model, loss, optimizer, list(trained.values()), batch, recipe, autocast))
         if not math.isfinite(losses[-1]):
             if state is not None:
                 state.discard()  # whoever went on from it would end here again
@@ -93,20 +102,20 @@ def _optimizer(parameters: list[torch.nn.Parameter], recipe: Recipe) -> torch.op
 
 def _step(
     model: Any,
+    loss: Loss,
     optimizer: torch.optim.Optimizer,
     parameters: list[torch.nn.Parameter],
-    batch: Sequence[Encoded],
+    batch: Sequence[Any],
     recipe: Recipe,
     autocast: torch.dtype | None,
 ) -> float:
-    ids, attention, counted = padded(batch, parameters[0].device)
-    with torch.autocast(ids.device.type, dtype=autocast, enabled=autocast is not None):
-        loss = response_loss(model, ids, attention, counted)
+    with torch.autocast(parameters[0].device.type, dtype=autocast, enabled=autocast is not None):
+        found = loss(model, batch)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    found.backward()
     torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
     optimizer.step()
-    return float(loss.detach())
+    return float(found.detach())
 
 
 def response_loss(model: Any, ids: torch.Tensor, attention: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
