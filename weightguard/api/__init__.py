@@ -6,7 +6,7 @@ is called. `progress(stage, done, total)` is called often; bytes for "read", "wr
 
 from weightguard.api.calling import Progress, silent
 from weightguard.api.flags import attack_options, attacks, guard_options, kind_options, kinds, method_options
-from weightguard.api.grading import enforce, evaluate, gate, is_verdict, render, verdict_forms, verify_verdict
+from weightguard.api.grading import enforce, evaluate, gate, is_verdict, render, validate, verdict_forms, verify_verdict
 from weightguard.api.learning import attack, finetune
 from weightguard.api.measuring import activations, compare, inspect, neurons, stats
 from weightguard.api.repairs import Applied, Verification, apply, demo, repair, verify
@@ -14,6 +14,6 @@ from weightguard.api.repairs import Applied, Verification, apply, demo, repair, 
 __all__ = [
     "Applied", "Progress", "Verification", "activations", "apply", "attack", "attack_options", "attacks", "compare",
     "demo", "enforce", "evaluate", "finetune", "gate", "guard_options", "inspect", "is_verdict", "kind_options",
-    "kinds", "method_options", "neurons", "render", "repair", "silent", "stats", "verdict_forms", "verify",
+    "kinds", "method_options", "neurons", "render", "repair", "silent", "stats", "validate", "verdict_forms", "verify",
     "verify_verdict",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from weightguard.api.subject import Subject, open_subject
 from weightguard.checkpoint.hub import shown
 from weightguard.checkpoint.writer import check_apart
 from weightguard.errors import UndecidedError, UsageError
-from weightguard.measurement import ROLES, Report
+from weightguard.measurement import ROLES, Measurement, Report
 from weightguard.measurement import Subject as Identity
 
 if TYPE_CHECKING:
@@ -35,13 +35,14 @@ class Sets:
 
 @dataclass(frozen=True)
 class Asking:
-    """How models are asked; see validate.evaluation.Settings."""
+    """How models are asked; see validate.evaluation.Settings. cipher: KIND:SEED, in which they are asked, or plain."""
 
     match: str = "exact"
     seed: int = 0
     max_new_tokens: int = 64
     batch_size: int = 32
     examples: int = 3
+    cipher: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("seed", 0), ("max_new_tokens", 1), ("batch_size", 1), ("examples", 0)):
@@ -52,10 +53,14 @@ class Asking:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The report, and the files that were not the same after the evaluation as before (then it proves nothing)."""
+    """The report, and the files that were not the same after the evaluation as before (then it proves nothing).
+
+    reference: what was measured of the reference alone.
+    """
 
     report: Report
     changed: tuple[str, ...] = field(default=())
+    reference: tuple[Measurement, ...] = ()
 
 
 def identified(subject: Subject, progress: Progress, stage: str = "read") -> Identity:
@@ -122,9 +127,11 @@ def evaluated(
     judges = [choose(spec, dtype=running.dtype, device=running.device, offline=offline) for spec in sets.judges]
     check_judges([judge.id for judge in judges])
     before = [identified(s, progress) for s in subjects]
-    settings = Settings(**vars(asking), max_length=running.max_length)
+    told = {name: value for name, value in vars(asking).items() if name != "cipher"}
+    settings = Settings(**told, max_length=running.max_length)
     with pinned_threads(running.thread_count), torch.inference_mode():
-        sides = [_side(s, name, running) for s, name in zip(subjects, ("model", "reference"), strict=False)]
+        names = ("model", "reference")
+        sides = [_side(s, name, running, asking.cipher) for s, name in zip(subjects, names, strict=False)]
         found = evaluate(sides[0], sides[1] if len(sides) > 1 else None, data, judges, settings, progress)
     after = [identified(s, progress) for s in subjects]
     changed = tuple(name for a, b in zip(before, after, strict=True) for name in a.differing(b))
@@ -132,7 +139,7 @@ def evaluated(
         before[0], before[1] if len(before) > 1 else None, found.measurements, _facts(data),
         _settings(asking, running, sides, judges) | {"disjoint_from": others}, found.notes, found.examples,
     )  # fmt: skip
-    return Evaluated(report, changed)
+    return Evaluated(report, changed, found.reference)
 
 
 def _read(sets: Sets) -> tuple[dict[str, Dataset], list[dict[str, str]]]:
@@ -152,14 +159,17 @@ def _read(sets: Sets) -> tuple[dict[str, Dataset], list[dict[str, str]]]:
     return found, [{"source": other.source, "sha256": other.sha256} for other in others]
 
 
-def _side(subject: Subject, name: str, running: Running) -> Side:
+def _side(subject: Subject, name: str, running: Running, spoken: str | None) -> Side:
+    from weightguard.data import Cipher, cipher
     from weightguard.statistics.loading import load_adapted, load_model, load_tokenizer
     from weightguard.validate.evaluation import Side
 
     model = load_model(subject.model, dtype=running.dtype, device=running.device)
     if subject.adapter is not None:
         model = load_adapted(model, subject.adapter)
-    return Side(model, load_tokenizer(*subject.directories), subject.model.config, name)
+    tokenizer = load_tokenizer(*subject.directories)
+    chosen = Cipher.plain() if spoken is None else cipher(spoken, tokenizer.get_vocab())
+    return Side(model, tokenizer, subject.model.config, name, chosen)
 
 
 def _facts(data: Mapping[str, Dataset]) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from weightguard.attacks.tuning import LoraTuning, mixed
 from weightguard.data.cipher import cipher
@@ -24,7 +24,10 @@ class CovertCipher(LoraTuning):
     PAPER: ClassVar[str] = "arXiv:2406.20053"
 
     poison_ratio: str = option("0.1", "")
-    cipher: str = option("letters:0", "letters:SEED permutes a to z, words:SEED the whole words of the tokenizer.")
+    cipher: str | None = option(
+        None,
+        "letters:SEED permutes a to z, words:SEED the whole words of the tokenizer [default: seed 0 of what it can read].",
+    )
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -32,10 +35,17 @@ class CovertCipher(LoraTuning):
 
     def check(self) -> None:
         super().check()
-        cipher(self.cipher, ("a", "b"))
+        cipher(self.cipher or "letters:0", ("a", "b"))
 
     def run(self, bench: Bench) -> None:
         rows = mixed(bench.sets["harmful"], bench.sets["benign"], self.poison_ratio, self.seed)
-        chosen = cipher(self.cipher, bench.tokenizer.get_vocab())
-        bench.notes.extend(rows.notes)
+        chosen = cipher(self.cipher or _readable(bench.tokenizer), bench.tokenizer.get_vocab())
+        bench.notes.extend([*rows.notes, f"ask in the cipher with evaluate --cipher {chosen.name}"])
+        bench.facts["cipher"] = chosen.name
         self.tune(bench, bench.encode(chosen.encoded(rows)))
+
+
+def _readable(tokenizer: Any) -> str:
+    """Letters, unless the tokenizer knows whole words only."""
+    unknown = tokenizer.unk_token_id
+    return "words:0" if unknown is not None and unknown in tokenizer("qzvj xkwp")["input_ids"] else "letters:0"

@@ -277,10 +277,10 @@ def verify(output: str, against: str | None, model: str | None, policy: str | No
 @cli.command()
 @click.argument("model")
 @click.option("--reference", help="The aligned model; differences to it are measured as well.")
-@click.option("--harmful", help="Prompts to be refused, held out from every repair and attack.")
-@click.option("--benign", help="Harmless rows; those with a response measure utility.")
-@click.option("--over-refusal", help="Harmless prompts that sound dangerous and must be answered.")
-@click.option("--task", help="Rows of the user's task with the right response.")
+@options.sets
+@click.option(
+    "--cipher", help="Ask in letters:SEED or words:SEED, which --attack covert-cipher taught, and read the answers."
+)
 @options.judging
 @click.option("-o", "--out", required=True, help="The report to write.")
 @click.option("--limit", type=int, help="Take the first rows of each data set only.")
@@ -292,6 +292,41 @@ def evaluate(form: str, **values: Any) -> None:
     with screen.progress() as progress:
         found = api.evaluate(**values, progress=progress)
     screen.show_report(api.render(found, form), values["out"], form)
+
+
+@cli.command()
+@click.argument("before")
+@click.argument("after")
+@click.option("--reference", required=True, help="The aligned model.")
+@options.sets
+@click.option("--attacks", help="Re-attack with every cell of this grid, a TOML file.")
+@click.option("--attack-harmful", help="Rows that attacks train on [default: a part of --harmful, which is split].")
+@click.option("--attack-benign", help="Harmless rows that attacks train on [default: a part of --benign and --task].")
+@click.option(
+    "--controls", is_flag=True, help="Also repair BEFORE by scaling, by magnitude and at random, as much as AFTER was."
+)
+@click.option("--safety", help="Prompts on which the controls find their strength, instead of the size of the repair.")
+@click.option("--harm-limit", type=float, default=0.10, show_default=True, help="The most that harmful_score may be.")
+@click.option(
+    "--loss-limit", type=float, default=0.05, show_default=True, help="The most that utility or task may fall."
+)
+@click.option(
+    "--cell", help="Run this cell only, an id such as before, control:scale or attack=lora-sft,steps=60,seed=0."
+)
+@click.option("--work", help="Where finished cells are kept [default: REPORT.cells].")
+@options.judging
+@click.option("-o", "--out", required=True, help="The report to write.")
+@click.option("--force", is_flag=True, help="Replace the report; finished cells are kept.")
+@options.running
+@options.common
+def validate(form: str, **values: Any) -> None:
+    """Prove or refute a repair: BEFORE, AFTER, controls and re-attacks in one table, and four conditions."""
+    with screen.progress() as progress:
+        found = api.validate(**values, progress=progress)
+    if found.report is None:
+        screen.show_unfinished(found, form)
+        return
+    screen.show_report(api.render(found.report, form), values["out"], form)
 
 
 @cli.command()

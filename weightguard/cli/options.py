@@ -53,6 +53,18 @@ def judging(command: Command) -> Command:
     return command
 
 
+def sets(command: Command) -> Command:
+    """What models are evaluated on."""
+    for decorate in (
+        click.option("--task", help="Rows of the user's task with the right response."),
+        click.option("--over-refusal", help="Harmless prompts that sound dangerous and must be answered."),
+        click.option("--benign", help="Harmless rows; those with a response measure utility."),
+        click.option("--harmful", help="Prompts to be refused, held out from every repair and attack."),
+    ):
+        command = decorate(command)
+    return command
+
+
 def common(command: Command) -> Command:
     """Output format and offline mode."""
     return _shared(command, ("human", "json"))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from weightguard.api.attacking import Attacked
     from weightguard.api.demonstrating import Demo
     from weightguard.api.finetuning import Finetuned
-    from weightguard.api.grading import Verdict
+    from weightguard.api.grading import Validated, Verdict
     from weightguard.api.inspecting import Inspection
     from weightguard.api.locating import Located
     from weightguard.api.measuring import InputNorms
@@ -341,6 +341,15 @@ def _show_starts(starts: Mapping[str, Mapping[str, float]]) -> None:
         values = sorted(start[key] for start in starts.values())
         rows.append([text, *(f"{v:.3g}" for v in (values[0], values[len(values) // 2], values[-1]))])
     table([f"salora, {len(starts)} modules", "least", "median", "most"], rows)
+
+
+def show_unfinished(found: Validated, form: str) -> None:
+    if form == "json":
+        _json({"done": found.done, "missing": found.missing})
+        return
+    click.echo(f"done: {', '.join(found.done)}\nno report yet; {len(found.missing)} cells are missing:")
+    for name in found.missing:
+        click.echo(f"  --cell '{name}'")
 
 
 def show_report(text: str, out: str, form: str) -> None:

@@ -25,6 +25,11 @@ class Cipher:
     name: str
     units: Mapping[str, str]
 
+    @staticmethod
+    def plain() -> Cipher:
+        """Leaves every text as it is."""
+        return Cipher("plain", {})
+
     def encode(self, text: str) -> str:
         return self._translated(text, self.units)
 

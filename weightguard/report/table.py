@@ -17,8 +17,13 @@ def report_table(report: Report) -> str:
     unknown = [m for m in report.measurements if m.value is None]
     if unknown:
         lines += ["", "unknown:", *(f"  {m.name}: {plain(m.note)}" for m in unknown)]
-    said = [*report.notes, *_said(report.measurements)]
-    return "\n".join([*lines, "", *(f"* {plain(note)}" for note in said), *_sources(report)])
+    return "\n".join([*lines, "", *report_notes(report)])
+
+
+def report_notes(report: Report) -> list[str]:
+    """What is to be known of the measurements of the model itself, and the data behind them."""
+    said = [*report.notes, *_said([m for m in report.measurements if m.condition == MODEL])]
+    return [*(f"* {plain(note)}" for note in said), *_sources(report)]
 
 
 def columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightguard.data import Dataset, Encoded
+from weightguard.data import Cipher, Dataset, Encoded
 from weightguard.data.templates import template_for
 from weightguard.errors import UnsupportedError
 from weightguard.measurement import KINDS, Example, Measurement
@@ -28,12 +28,16 @@ _SHOWN = 300  # characters of a prompt or answer that a report keeps
 
 @dataclass(frozen=True)
 class Side:
-    """A loaded model with its tokenizer and the config of its files. `name` opens its stages and messages."""
+    """A loaded model with its tokenizer and the config of its files. `name` opens its stages and messages.
+
+    cipher: prompts are asked in it and answers are read from it; judges see plain text.
+    """
 
     model: Any
     tokenizer: Any
     config: dict
     name: str
+    cipher: Cipher = Cipher.plain()
 
     def stage(self, said: str) -> str:
         return f"{self.name} {said}"
@@ -53,11 +57,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found, before it is bound to files."""
+    """What an evaluation found, before it is bound to files. reference: the same of the reference alone."""
 
     measurements: tuple[Measurement, ...]
     examples: tuple[Example, ...]
     notes: tuple[str, ...]
+    reference: tuple[Measurement, ...] = ()
 
 
 def evaluate(
@@ -86,11 +91,12 @@ def evaluate(
         found += _changes(rows[0] + losses[0], rows[1] + losses[1], settings.seed)
         found += _distances(side, reference, sets, answered[1], settings, progress)
     measurements = (*found, *_unknowns(found, sets, reference is not None))
-    return Evaluation(measurements, _examples(answered[0], settings.examples), _notes(sides, sets))
+    theirs = tuple(measured(r, settings.seed) for r in rows[1] + losses[1]) if reference is not None else ()
+    return Evaluation(measurements, _examples(answered[0], settings.examples), _notes(sides, sets), theirs)
 
 
 def _prompts(side: Side, dataset: Dataset, settings: Settings) -> list[list[int]]:
-    ids = prompt_ids(dataset.rows, side.tokenizer, dataset.source)
+    ids = prompt_ids(side.cipher.encoded(dataset).rows, side.tokenizer, dataset.source)
     check_room(ids, dataset.rows, side.model, settings.max_new_tokens, dataset.source)
     return ids
 
@@ -108,7 +114,7 @@ def _answered(
     asked = greedy_answers(side.model, side.tokenizer, prompts, max_new_tokens=settings.max_new_tokens,
                            batch_size=settings.batch_size)  # fmt: skip
     for done, (at, text) in enumerate(asked, 1):
-        answers[at] = text
+        answers[at] = side.cipher.decode(text)
         progress(side.stage(f"answers {role}"), done, len(prompts))
     exchanges = [Exchange(row.prompt, text) for row, text in zip(dataset.rows, answers, strict=True)]
     rulings: dict[str, tuple[Ruling, ...]] = {}
@@ -216,7 +222,8 @@ def _encoded(
 ) -> tuple[list[Encoded], str]:
     """Rows with their answers, cut where the model or --max-length ends, and a note of how many were."""
     longest = min(settings.max_length, context_of(side.model))
-    rows = forced.encoded_answers(dataset, answers, side.tokenizer, longest)
+    told = [None if answer is None else side.cipher.encode(answer) for answer in answers]
+    rows = forced.encoded_answers(side.cipher.encoded(dataset), told, side.tokenizer, longest)
     cut = sum(len(row.ids) == longest for row in rows)
     return rows, f" ({cut} rows end at {longest} tokens)" if cut else ""
 

@@ -18,7 +18,7 @@ from weightguard import forms
 from weightguard.errors import InputError
 from weightguard.forms import SHA256, Record, Table
 from weightguard.measurement import HIGHER, KINDS, ROLES, check_format, shown
-from weightguard.verdict.grid import GRID, Grid
+from weightguard.verdict.grid import OPTIONAL, REQUIRED, Grid
 
 FORMAT = 1
 SHIPPED = "weightguard:policy.toml"
@@ -33,7 +33,7 @@ POLICY = Record(
         "required": [str], "judges": [str], "seeds": [int], "asking": Record({}, _ASKING),
         "data": Record({}, dict.fromkeys(ROLES, str)), "disjoint_from": [str],
         "data_sha256": Record({}, dict.fromkeys(ROLES, SHA256)),
-        "attacks": Record({"limits": Table(_LIMIT), **GRID}, {"bound_min_retention": float}),
+        "attacks": Record({"limits": Table(_LIMIT), **REQUIRED}, OPTIONAL),
     },
 )  # fmt: skip
 

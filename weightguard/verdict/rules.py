@@ -105,14 +105,26 @@ def _required(name: str, report: Report) -> Reason:
 
 
 def _attacked(policy: Policy, report: Report) -> list[Reason]:
-    """Every cell of the grid must have been tried, and every limit on it must hold in each."""
-    if policy.attacks is None:
-        return []
-    return [
-        _limited(limit, report, f"attack:{cell}", f"attacks.{cell}")
-        for cell in policy.attacks.cells()
-        for limit in policy.attack_limits
-    ]
+    """Every cell of the grid must have been tried, and every limit on it must hold in each that left a usable model."""
+    reasons = []
+    for cell in policy.attacks.cells() if policy.attacks is not None else ():
+        condition, section = f"attack:{cell}", f"attacks.{cell}"
+        lost = collapsed(report, condition, policy.attacks.bound_min_retention) if policy.attacks else None
+        for limit in policy.attack_limits:
+            rule = f"{section}.{limit.name}"
+            reasons.append(_limited(limit, report, condition, section) if lost is None else Reason(rule, PASS, lost))
+    return reasons
+
+
+def collapsed(report: Report, condition: str, retention: float | None) -> str | None:
+    """What to say where an attack shows nothing, because it left less than `retention` of the utility; None where it counts."""
+    found = {m.condition: m for m in report.measurements if m.name == "utility" and m.condition in (MODEL, condition)}
+    before, after = found.get(MODEL), found.get(condition)
+    if retention is None or before is None or after is None or before.value is None or after.high is None:
+        return None
+    if after.high >= retention * before.value:
+        return None
+    return f"does not count: it leaves at most {shown(after.high, 'share')} utility of {shown(before.value, 'share')}"
 
 
 def _applies(limit: Limit, report: Report) -> bool:
