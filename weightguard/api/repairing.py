@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from weightguard.methods.inputs import Inputs
 from weightguard.options import as_share, configured, settings
 
 if TYPE_CHECKING:
+    from weightguard.measurement import Report as Measured
     from weightguard.plan import Plan
     from weightguard.rewrite import Manifest
     from weightguard.statistics.norms import InputNorms
@@ -44,13 +45,17 @@ class Output:
 
 @dataclass(frozen=True)
 class Repair:
-    """What a repair returns. `manifest` and `out` are None after a dry run; `statistics` where the method used data."""
+    """What a repair returns. `manifest` and `out` are None after a dry run; `statistics` where the method used data.
+
+    validation: the model before and after, where that was asked for.
+    """
 
     plan: Plan
     manifest: Manifest | None
     report: Report
     out: Path | None
     statistics: InputNorms | None = None
+    validation: Measured | None = None
 
 
 def run_repair(
@@ -65,11 +70,15 @@ def run_repair(
     running: Running,
     offline: bool,
     progress: Progress,
+    split: Sequence[str] = (),
 ) -> Repair:
-    """The whole repair. Nothing is written before everything that can be checked was checked."""
+    """The whole repair. Nothing is written before everything that can be checked was checked.
+
+    split: notes on how --validate shared out the data, since the same line without it would repair with all of them.
+    """
     method = _configured(method_name, options, strength)
     _check_output(output)
-    notes = Notes()
+    notes = Notes(list(split))
     search = getattr(method, "target", None) != "weight"
     subject = open_subject(reference, aligned, data.unaligned, offline=offline, search=search)
     _check_apart(output, subject)
@@ -83,7 +92,7 @@ def run_repair(
     method, plan, calibration = _planned(method, strength, subject, inputs, data, running, notes, progress)
     notes.add(*plan.notes, *(advice(subject) if output.suggest else ()))
     refusals = _refusals(method, plan, inputs, subject, behaviour, running)
-    command = command_line(method_name, method, subject, data, strength)
+    command = command_line(method_name, method, subject, data, strength, ["--validate"] if split else [])
     if output.save_plan:
         write_file(Path(output.save_plan), plan.parts(), force=output.force)
     facts = _facts(command, notes, inputs, calibration)
@@ -247,7 +256,7 @@ def identities(subject: Subject, target: str) -> dict[str, dict[str, Any]]:
     return {"model": identity(subject.model), "adapter": identity(subject.adapter, whole=True)}
 
 
-def command_line(name: str, method: Any, subject: Subject, data: Data, strength: Any) -> str:
+def command_line(name: str, method: Any, subject: Subject, data: Data, strength: Any, more: Sequence[str] = ()) -> str:
     """The line that does this again, with placeholders for paths."""
     model = "MODEL" if subject.adapter is None else "MODEL+ADAPTER"
     words = ["weightguard", "repair", model, "--method", name]
@@ -265,4 +274,4 @@ def command_line(name: str, method: Any, subject: Subject, data: Data, strength:
     elif "strength" in settings(method):
         words += ["--strength", str(method.strength)]
     words += ["--limit", str(data.limit)] if data.limit else []
-    return shlex.join([*words, "-o", "OUT"])
+    return shlex.join([*words, *more, "-o", "OUT"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightguard.api.calling import Progress, silent, text
+from weightguard.errors import UsageError
 
 if TYPE_CHECKING:
     from weightguard.api.demonstrating import Demo
@@ -34,6 +36,8 @@ def repair(
     force: bool = False,
     save_plan: str | Path | None = None,
     suggest: bool = False,
+    validate: bool = False,
+    evaluation: Sequence[str] = (),
     verify_write: bool = True,
     device: str = "cpu",
     dtype: str = "float32",
@@ -45,24 +49,36 @@ def repair(
 ) -> Repair:
     """Repair a checkpoint or an adapter and publish the result at `out`; the input is never touched.
 
-    options: the fields of the method (`weightguard.methods`). Errors: the tree in `weightguard.errors`.
+    options: the fields of the method (`weightguard.methods`). validate: then measure it before and after, on the rows of
+    `evaluation` (ROLE=FILE), or on a part of `safety` that the repair does not see. Errors: the tree in
+    `weightguard.errors`.
     """
     from weightguard.api.collect import Running
     from weightguard.api.needs import Data
+    from weightguard.api.proving import before_and_after, read_evaluation, shared_out
     from weightguard.api.repairing import Output, run_repair
+    from weightguard.methods import method_class
 
-    return run_repair(
-        str(model),
-        method,
-        options,
-        aligned=aligned,
-        strength=strength,
-        data=Data(harmful, utility, safety, benign, text(stats), unaligned, text(neurons), limit),
-        output=Output(text(out), force, dry_run, text(save_plan), verify_write, suggest),
-        running=Running(device, dtype, threads, max_length),
-        offline=offline,
-        progress=progress,
-    )
+    data = Data(harmful, utility, safety, benign, text(stats), unaligned, text(neurons), limit)
+    output = Output(text(out), force, dry_run, text(save_plan), verify_write, suggest)
+    running = Running(device, dtype, threads, max_length)
+    if not validate:
+        if evaluation:
+            raise UsageError("--evaluation goes with --validate")
+        return run_repair(
+            str(model), method, options, aligned=aligned, strength=strength, data=data, output=output, running=running,
+            offline=offline, progress=progress,
+        )  # fmt: skip
+    if dry_run:
+        raise UsageError("--validate measures a repair that was written; leave --dry-run out")
+    uses = strength == "auto" or "safety" in method_class(method).NEEDS
+    with shared_out(data, read_evaluation(evaluation), uses_safety=uses) as (used, sets, notes):
+        made = run_repair(
+            str(model), method, options, aligned=aligned, strength=strength, data=used, output=output, running=running,
+            offline=offline, progress=progress, split=notes,
+        )  # fmt: skip
+        seen = before_and_after(str(model), str(out), aligned, used, sets, running, offline, progress)
+    return replace(made, validation=seen)
 
 
 @dataclass(frozen=True)

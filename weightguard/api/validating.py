@@ -92,8 +92,9 @@ def run_validate(
     cells = list(_cells(plan, asking, running, offline, progress))
     wanted = cells if asked.cell is None else [_named(cells, asked.cell)]
     found: dict[str, Result] = {}
-    for at, cell in enumerate(wanted, 1):
-        found[cell.id] = store.result(cell, _staged(progress, f"{at}/{len(wanted)} {cell.id.split(',')[0]}: "))
+    for at, cell in enumerate(wanted):
+        found[cell.id] = store.result(cell, _within(progress, cell.id, at, len(wanted)))
+        progress(f"cells ({cell.id})", at + 1, len(wanted))
     missing = tuple(cell.id for cell in cells if cell.id not in found and not store.is_done(cell))
     if missing:
         return Validated(None, tuple(found), missing)
@@ -103,8 +104,9 @@ def run_validate(
     return Validated(report, tuple(found))
 
 
-def _staged(progress: Progress, said: str) -> Progress:
-    return lambda stage, done, total: progress(said + stage, done, total)
+def _within(progress: Progress, name: str, at: int, of: int) -> Progress:
+    """What a cell does, as a part of all of them."""
+    return lambda stage, done, total: progress(f"cells ({name}: {stage}, {done} of {total})", at, of)
 
 
 def _named(cells: Sequence[Cell], name: str) -> Cell:

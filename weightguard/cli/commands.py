@@ -148,6 +148,15 @@ def neurons(context: click.Context, form: str, rank: bool, **values: Any) -> Non
 @click.option(
     "--suggest", is_flag=True, help="Also say what was done to MODEL and which repair fits; reads both models."
 )
+@click.option(
+    "--validate", is_flag=True, help="Then measure MODEL before and after, on prompts that the repair did not see."
+)
+@click.option(
+    "--evaluation",
+    multiple=True,
+    metavar="ROLE=FILE",
+    help="What --validate measures on: harmful, benign, over_refusal, task; may be repeated [default: a part of --safety].",
+)
 @click.option("--save-plan", help="Also write the plan to this file, for `weightguard apply`.")
 @options.of_methods
 @options.writing

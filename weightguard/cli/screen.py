@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightguard.api import render
+
 if TYPE_CHECKING:
     from weightguard.api import Applied, Verification
     from weightguard.api.attacking import Attacked
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from weightguard.api.strength import Calibration
 
 MODULES = 30  # lines of the table of modules; a large model has hundreds
+_SLOW = "cells"  # a stage each part of which is long enough to be told of
 _BYTES = ("read", "write", "verify", "compare")
 Report = Callable[[str, int, int], None]
 
@@ -77,12 +80,16 @@ def _amount(stage: str, done: int, total: int, seconds: float) -> str:
 def _lines() -> Report:
     started: dict[str, float] = {}
     quiet_since = time.monotonic()
+    cells = 0
 
     def report(said: str, done: int, total: int) -> None:
-        nonlocal quiet_since
+        nonlocal quiet_since, cells
         stage = said.partition(" (")[0]
         begin = started.setdefault(stage, quiet_since)
-        if done == total:
+        if stage == _SLOW and done > cells:
+            cells = done
+            print(f"{said}: {_amount(stage, done, total, time.monotonic() - begin)}", file=sys.stderr)
+        elif done == total:
             quiet_since = time.monotonic()
             print(f"{said}: {_amount(stage, done, total, quiet_since - begin)}", file=sys.stderr)
             started.pop(stage)
@@ -212,6 +219,8 @@ def show_repair(result: Repair, form: str) -> None:
     else:
         _show_changes(report.changes)
     click.echo(f"\nwrote {_shown(result.out)}; again by:\n  {report.command}")
+    if result.validation is not None:
+        click.echo(f"\n{render(result.validation, 'human')}")
 
 
 def _repair_json(result: Repair) -> dict[str, Any]:
@@ -225,6 +234,8 @@ def _repair_json(result: Repair) -> dict[str, Any]:
     if result.manifest is None:
         return {**said, "plan": {"sha256": result.plan.digest(), "evidence": result.plan.evidence}}
     changes = [dataclasses.asdict(change) for change in report.changes]
+    if result.validation is not None:
+        said["validation"] = result.validation.as_dict()
     return {**said, "out": str(result.out), "changes": changes, "manifest": result.manifest.data}
 
 

@@ -54,6 +54,8 @@ def _attacks(report: Report, cells: Sequence[str], not_counted: Sequence[str]) -
 
 
 def _conditions(found: Sequence[dict[str, str]]) -> list[str]:
+    if not found:
+        return []
     return columns(["immunization", "", ""], [[each["name"], each["status"], plain(each["said"])] for each in found])
 
 

@@ -12,8 +12,10 @@ _NAMED = 5
 
 def check_disjoint(evaluation: Dataset, other: Dataset) -> None:
     """Refuse sets that share a prompt, but for case and spacing. Error: DataError naming the rows of both."""
-    seen = {_plain(row.prompt): row.number for row in reversed(other.rows)}
-    shared = [(row.number, seen[_plain(row.prompt)]) for row in evaluation.rows if _plain(row.prompt) in seen]
+    seen = {plain_prompt(row.prompt): row.number for row in reversed(other.rows)}
+    shared = [
+        (row.number, seen[plain_prompt(row.prompt)]) for row in evaluation.rows if plain_prompt(row.prompt) in seen
+    ]
     if shared:
         named = ", ".join(f"{ours} (there {theirs})" for ours, theirs in shared[:_NAMED])
         more = f" and {len(shared) - _NAMED} more" if len(shared) > _NAMED else ""
@@ -30,5 +32,6 @@ def check_judges(judges: Sequence[str]) -> None:
         raise DataError(f"--judge {twice[0]}: given twice, or two judges of that name; rename a file or leave one out")
 
 
-def _plain(text: str) -> str:
+def plain_prompt(text: str) -> str:
+    """A prompt without what case and spacing make of it."""
     return " ".join(text.casefold().split())
