@@ -9,9 +9,10 @@ from __future__ import annotations
 import html
 from importlib import resources
 
-from weightguard.measurement import KINDS, Example, Measurement, Report, shown
+from weightguard.measurement import KINDS, MODEL, Example, Measurement, Report, shown
 from weightguard.report.charts import interval_chart
 from weightguard.report.figures import plain, span
+from weightguard.report.validation_page import validation_section
 from weightguard.verdict import FAIL, PASS, UNDECIDED, Reason, Verdict
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -66,9 +67,10 @@ def _rule(reason: Reason) -> str:
 def _report(report: Report | None) -> str:
     if report is None:
         return ""
-    rows = "".join(_measurement(m) for m in report.measurements)
+    rows = "".join(_measurement(m) for m in report.measurements if m.condition == MODEL)
     notes = "".join(f"<li>{_text(note)}</li>" for note in report.notes)
     return (
+        f"{validation_section(report)}"
         "<section><h2>Measurements</h2>\n<div class=wide><table><thead><tr><th>measurement<th>value<th>95 % interval<th>n"
         f"<th>better<th>judge<th>note</tr></thead><tbody>\n{rows}</tbody></table></div>\n<ul>{notes}</ul></section>\n"
         f"{_examples(report.examples)}{_data(report)}"
