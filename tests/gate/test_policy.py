@@ -39,8 +39,8 @@ def test_a_policy_reads_back(policy) -> None:
 def test_every_cell_of_a_grid_has_an_id(policy) -> None:
     cells = policy(LIMIT + ATTACKS).attacks.cells()
     assert len(cells) == len(set(cells)) == 8
-    assert cells[0] == "attack=lora-sft,learning_rate=0.002,poison_ratio=0.1,steps=60,lora_r=8,seed=0"
-    assert "attack=full-sft,learning_rate=0.0001,poison_ratio=0.1,steps=60,lora_r=8,seed=1" in cells
+    assert cells[0].id == "attack=lora-sft,learning_rate=0.002,poison_ratio=0.1,steps=60,lora_r=8,seed=0"
+    assert "attack=full-sft,learning_rate=0.0001,poison_ratio=0.1,steps=60,seed=1" in [cell.id for cell in cells]
 
 
 def test_the_shipped_policy_is_sound_and_says_what_it_means() -> None:
@@ -86,7 +86,7 @@ WRONG = {
     "no rows": (f"{LIMIT}min_n = 0", "at least 1"),
     "another role": (f'[data]\ntrain = "x"\n{LIMIT}', "unknown key 'train'"),
     "no digest": (f'[data_sha256]\nharmful = "abc"\n{LIMIT}', "sha256"),
-    "a grid without an axis": (LIMIT + ATTACKS.replace("steps = [60]", ""), "no steps"),
+    "a grid without an attack": (LIMIT + ATTACKS.replace('attack = ["lora-sft", "full-sft"]', ""), "no attack"),
     "an empty axis": (LIMIT + ATTACKS.replace("[60]", "[]"), "attacks.steps: empty"),
     "a poison ratio above all": (LIMIT + ATTACKS.replace("[0.1]", "[1.1]"), "out of range"),
     "a learning rate of nothing": (LIMIT + ATTACKS.replace("[2e-3, 1e-4]", "[0.0]"), "out of range"),

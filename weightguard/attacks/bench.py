@@ -60,11 +60,12 @@ class Bench:
         self.train(self.model, rows, recipe, loss)
 
     def answers(self, rows: Sequence[Row], source: str, most: int = 64) -> list[str]:
-        """The model's own greedy answers, in the order of the rows."""
-        from weightguard.validate.generation import check_room, greedy_answers, prompt_ids
+        """The model's own greedy answers, in the order of the rows, as long as its context leaves room for."""
+        from weightguard.validate.generation import check_room, context_of, greedy_answers, prompt_ids
 
         prompts = prompt_ids(rows, self.tokenizer, source)
-        check_room(prompts, rows, self.model, most, source)
+        check_room(prompts, rows, self.model, 1, source)
+        most = min(most, context_of(self.model) - max(map(len, prompts)))
         found = [""] * len(rows)
         for done, (at, text) in enumerate(greedy_answers(self.model, self.tokenizer, prompts, max_new_tokens=most), 1):
             found[at] = text
