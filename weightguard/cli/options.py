@@ -27,7 +27,12 @@ def running(command: Command) -> Command:
             "--threads", type=int, help="torch threads [default: all cores]; the last bits of statistics depend on it."
         ),
         click.option("--dtype", default="float32", show_default=True, help="dtype of the forward pass."),
-        click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu, cuda, cuda:1 ..."),
+        click.option(
+            "--device",
+            default="cpu",
+            show_default=True,
+            help="Where the model runs: cpu, cuda, cuda:1 ...; auto: over every GPU.",
+        ),
     ):
         command = decorate(command)
     return command

@@ -13,6 +13,7 @@ from weightguard.checkpoint import CODE_KEYS, Checkpoint
 from weightguard.errors import CheckpointError, UnsupportedError, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+SPREAD = "auto"
 
 # A config may ask for an attention kernel that is not installed here, or that reads no explicit mask.
 _KERNEL_KEYS = (
@@ -33,7 +34,8 @@ def load_model(
 ) -> Any:
     """The causal language model of a checkpoint, or with `classifier` its sequence classifier, in eval mode.
 
-    dtype: float32 by default whatever the files hold. state_dict: tensors by on-disk name instead of the files'.
+    dtype: float32 by default whatever the files hold. device "auto": accelerate spreads it over every GPU. state_dict:
+    tensors by on-disk name instead of the files'.
     Experts run one after the other: grouped kernels know no float64. Code named by the config is never looked at.
     Errors: UnsupportedError, CheckpointError.
     """
@@ -41,7 +43,8 @@ def load_model(
         raise UsageError(f"--dtype {dtype}: must be one of {', '.join(DTYPES)}")
     config = model_config(checkpoint)
     path = None if state_dict is not None else str(checkpoint.directory)
-    given = {} if state_dict is None else {"state_dict": dict(state_dict)}
+    given: dict[str, Any] = {} if state_dict is None else {"state_dict": dict(state_dict)}
+    given |= {"device_map": SPREAD} if device == SPREAD else {}
     with quiet():
         try:
             kind = _class_of(config, classifier)
@@ -56,7 +59,7 @@ def load_model(
             raise CheckpointError(f"{checkpoint.label}: transformers cannot load it: {_one_line(error)}") from error
     apart = model.base_model is not model and not hasattr(config, "text_config")
     _check_loaded(checkpoint, kind.base_model_prefix if apart else "", said)
-    return model.to(device_of(device)).eval()
+    return model.eval() if device == SPREAD else model.to(device_of(device)).eval()
 
 
 def _class_of(config: Any, classifier: bool) -> Any:
