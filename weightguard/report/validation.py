@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightguard.measurement import MODEL, Measurement, Report, shown
+from weightguard.measurement import MODEL, Measurement, Report
 from weightguard.report.figures import plain
 from weightguard.report.table import columns, report_notes
 
@@ -92,7 +92,7 @@ def _value(m: Measurement | None) -> str:
     if m is None or m.value is None:
         return "-"
     share = m.unit == "share"
-    value = f"{100 * m.value:.1f}" if share else shown(m.value, m.unit)
+    value = f"{100 * m.value:.1f}" if share else f"{m.value:.2g}"
     if m.low is None or m.high is None:
         return value
     low, high = (f"{100 * v:.0f}" if share else f"{v:.2g}" for v in (m.low, m.high))
