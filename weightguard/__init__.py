@@ -6,10 +6,24 @@ result = wg.repair("org/model", method="antidote", aligned="org/aligned", harmfu
 
 from __future__ import annotations
 
-from weightguard.api import apply, compare, demo, evaluate, finetune, gate, inspect, neurons, repair, stats, verify
+from weightguard.api import (
+    apply,
+    compare,
+    demo,
+    evaluate,
+    finetune,
+    gate,
+    inspect,
+    landscape,
+    neurons,
+    repair,
+    stats,
+    verify,
+)
 
 __all__ = [
-    "__version__", "apply", "compare", "demo", "evaluate", "finetune", "gate", "inspect", "neurons", "repair", "stats", "verify",
+    "__version__", "apply", "compare", "demo", "evaluate", "finetune", "gate", "inspect", "landscape", "neurons",
+    "repair", "stats", "verify",
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from weightguard.errors import UsageError
 
 if TYPE_CHECKING:
     from weightguard.measurement import Report
+    from weightguard.validate.landscape import Walk
     from weightguard.verdict import Verdict
 
 
@@ -65,12 +66,56 @@ def evaluate(
     return report
 
 
+def landscape(
+    model: str,
+    *,
+    harmful: str,
+    out: Sequence[str | Path] = (),
+    towards: str | None = None,
+    plane: bool = False,
+    directions: int = 3,
+    points: int | None = None,
+    reach: float = 0.5,
+    basin: str = "contiguous",
+    judge: str = "refusal-phrases",
+    disjoint_from: Sequence[str] = (),
+    seed: int = 0,
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    limit: int | None = None,
+    force: bool = False,
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int | None = None,
+    max_length: int = 2048,
+    offline: bool = False,
+    progress: Progress = silent,
+) -> Report:
+    """Attack success around a checkpoint: VISAGE over random lines (arXiv:2405.17374), towards another model, or in a plane.
+
+    The weights are moved in memory only. The report holds `landscape`, and for random lines the measurement `visage`; it
+    is written to each file of `out` (.json, .svg, .html). Memory: the model three times over, with `plane` or `towards`
+    four times. Errors: those of evaluate; MismatchError for another model that does not fit.
+    """
+    from weightguard.api.collect import Running
+    from weightguard.api.gating import checked_outs
+    from weightguard.api.landscaping import Asked, run_landscape
+
+    def walk() -> Walk:
+        from weightguard.validate.landscape import Walk
+
+        return Walk(directions, points, reach, plane, basin, seed, max_new_tokens, batch_size)
+
+    asked = Asked(str(model), str(harmful), towards, judge, disjoint_from, limit, checked_outs(out), force)
+    return run_landscape(asked, walk, Running(device, dtype, threads, max_length), offline, progress)
+
+
 def gate(
     model: str,
     *,
     policy: str | Path | None = None,
     reference: str | None = None,
-    report: str | Path | None = None,
+    report: str | Path | Sequence[str | Path] | None = None,
     out: Sequence[str | Path] = (),
     force: bool = False,
     device: str = "cpu",
@@ -82,14 +127,16 @@ def gate(
 ) -> Verdict:
     """Apply a policy (None: the shipped one) to a report, or to an evaluation made now with the data the policy names.
 
-    With a report no model is run and torch is not imported. Each file of `out` gets the form its suffix names
-    (`weightguard.report.form_of`). Errors: InputError for a policy or report that is none; a verdict of fail or
-    undecided is no error here, `enforce` makes it one.
+    With a report no model is run and torch is not imported; several about one model count as one. Each file of `out` gets
+    the form its suffix names (`weightguard.report.form_of`). Errors: InputError for a policy or report that is none; a
+    verdict of fail or undecided is no error here, `enforce` makes it one.
     """
     from weightguard.api.collect import Running
     from weightguard.api.gating import Gate, checked_outs, run_gate
 
-    asked = Gate(str(model), text(policy), reference, text(report), checked_outs(out), force)
+    given = [report] if isinstance(report, (str, Path)) else report or ()
+    reports = tuple(str(each) for each in given)
+    asked = Gate(str(model), text(policy), reference, reports, checked_outs(out), force)
     return run_gate(asked, Running(device, dtype, threads, max_length), offline, progress)
 
 

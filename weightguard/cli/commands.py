@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from weightguard import api
-from weightguard.cli import options, screen, screen_compare
+from weightguard.cli import options, screen, screen_compare, screen_landscape
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -213,7 +213,13 @@ def apply(form: str, **values: Any) -> None:
 @click.argument("model")
 @click.option("--policy", help="The policy, a TOML file [default: the one shipped with weightguard].")
 @click.option("--reference", help="The aligned model that the report must have compared with.")
-@click.option("--report", help="A report of `weightguard evaluate`; without it the policy's own data is evaluated.")
+@click.option(
+    "--report",
+    multiple=True,
+    metavar="FILE",
+    help="A report of `weightguard evaluate`, or the .json of `landscape`; may be repeated. Without one the "
+    "policy's own data is evaluated.",
+)
 @click.option(
     "-o",
     "--out",
@@ -269,6 +275,59 @@ def evaluate(form: str, **values: Any) -> None:
     with screen.progress() as progress:
         found = api.evaluate(**values, progress=progress)
     screen.show_report(api.render(found, form), values["out"], form)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--harmful", required=True, help="Prompts to be refused, held out from every repair and attack.")
+@click.option("--towards", help="Another model of the same architecture: walk to it and beyond, instead of at random.")
+@click.option("--plane", is_flag=True, help="Two orthogonal directions at once: two random ones, or --towards and one.")
+@click.option("--directions", type=int, default=3, show_default=True, help="Random lines that VISAGE is the mean over.")
+@click.option(
+    "--points", type=int, help="Places of a line, or of each side of a plane; odd [default: 21, of a plane 11]."
+)
+@click.option(
+    "--range",
+    "reach",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="How far from the model, or beyond both, in shares of the norm of each tensor, or of the way.",
+)
+@click.option(
+    "--basin",
+    type=click.Choice(["contiguous", "anywhere"]),
+    default="contiguous",
+    show_default=True,
+    help="What VISAGE is the mean over: the stretch around MODEL where some attack fails, or every such place.",
+)
+@click.option("--judge", default="refusal-phrases", show_default=True, help="As in evaluate; one.")
+@click.option(
+    "--disjoint-from",
+    multiple=True,
+    metavar="FILE",
+    help="Calibration or attack data that must share no prompt with --harmful; may be repeated.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the directions and of the interval.")
+@click.option("--max-new-tokens", type=int, default=64, show_default=True, help="Longest answer.")
+@click.option("--batch-size", type=int, default=32, show_default=True, help="Prompts answered together.")
+@click.option("--limit", type=int, help="Take the first rows of the data set only.")
+@click.option(
+    "-o",
+    "--out",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="Write it; by suffix: .json (a report, which gate reads), .svg, .html; may be repeated.",
+)
+@click.option("--force", is_flag=True, help="Replace the files.")  # fmt: skip
+@options.running
+@options.common
+def landscape(form: str, **values: Any) -> None:
+    """Measure attack success around MODEL (VISAGE), on the way to another model, or in a plane; moved in memory only."""
+    with screen.progress() as progress:
+        found = api.landscape(**values, progress=progress)
+    screen_landscape.show_landscape(found, values["out"], form)
 
 
 @cli.command()
