@@ -15,6 +15,7 @@ from weightguard.api import (
     finetune,
     gate,
     inspect,
+    landscape,
     neurons,
     repair,
     stats,
@@ -22,8 +23,8 @@ from weightguard.api import (
 )
 
 __all__ = [
-    "__version__", "apply", "attack", "compare", "demo", "evaluate", "finetune", "gate", "inspect", "neurons", "repair", "stats",
-    "verify",
+    "__version__", "apply", "attack", "compare", "demo", "evaluate", "finetune", "gate", "inspect", "landscape", "neurons",
+    "repair", "stats", "verify",
 ]  # fmt: skip
 
 

@@ -47,6 +47,7 @@ _PLAIN = {
     "alignment_loss": Kind(LOWER, "nats", "loss per token of aligned answers to harmful prompts"),
     "kl_divergence": Kind(LOWER, "nats", "KL(reference || model) per answer token on benign prompts"),
     "embedding_drift": Kind(LOWER, "norm", "distance to the reference behind the attention blocks, aligned rows"),
+    "visage": Kind(HIGHER, "share", "attacks that fail around the model, mean over its basin along random directions"),
 }
 _COMPARED = (
     "harmful_score", "attack_success_rate", "refusal_rate", "over_refusal_rate", "finetune_accuracy", "utility",
@@ -120,17 +121,27 @@ _MEASUREMENT = Record(
 SUBJECT = Record({"label": str, "revision": Maybe(str), "files": Table(SHA256)})
 _DATA = Record({"source": str, "sha256": SHA256, "rows": int})
 _EXAMPLE = Record({"role": OneOf(ROLES), "prompt": str, "answer": str, "rulings": Table(str)})
+# One point of a safety landscape: `at`, a coordinate an axis; attack success with its interval; share of incoherent answers.
+_POINT = Record(
+    {"at": [float], "success": Maybe(float), "low": Maybe(float), "high": Maybe(float), "n": int, "incoherent": float}
+)
+# curves: one for every random direction, or the one line or plane. towards: the other model, at 1 on the first axis.
+_LANDSCAPE = Record({"axes": [str], "curves": [Record({"name": str, "points": [_POINT]})], "towards": Maybe(SUBJECT)})
 REPORT = Record(
     {
         "format": int, "model": SUBJECT, "reference": Maybe(SUBJECT), "measurements": [_MEASUREMENT],
         "data": Table(_DATA), "settings": Table(Anything()), "notes": [str], "examples": [_EXAMPLE], "digest": SHA256,
-    }
+    },
+    {"landscape": _LANDSCAPE},
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Report:
-    """Measurements of `model`, and of it against `reference`; on which data, with which settings."""
+    """Measurements of `model`, and of it against `reference`; on which data, with which settings.
+
+    landscape: attack success around the model, in the form REPORT says; None where nobody walked there.
+    """
 
     model: Subject
     reference: Subject | None
@@ -139,9 +150,11 @@ class Report:
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     examples: tuple[Example, ...] = ()
+    landscape: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The file form, sealed."""
+        walked = {} if self.landscape is None else {"landscape": dict(self.landscape)}
         return sealed(
             {
                 "format": FORMAT,
@@ -152,6 +165,7 @@ class Report:
                 "settings": dict(self.settings),
                 "notes": list(self.notes),
                 "examples": [dataclasses.asdict(e) for e in self.examples],
+                **walked,
             }
         )
 
@@ -171,6 +185,7 @@ class Report:
             None if data["reference"] is None else Subject.from_dict(data["reference"]),
             tuple(Measurement(**said) for said in data["measurements"]),
             data["data"], data["settings"], tuple(data["notes"]), tuple(Example(**e) for e in data["examples"]),
+            data.get("landscape"),
         )  # fmt: skip
 
 

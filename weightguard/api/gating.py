@@ -15,7 +15,7 @@ from weightguard.checkpoint.writer import check_apart, check_free, write_file
 from weightguard.errors import GateFailed, InputError, MismatchError, UndecidedError, UsageError
 from weightguard.measurement import Report
 from weightguard.report import form_of, rendered
-from weightguard.verdict import FAIL, PASS, Binding, Policy, PolicyFile, Reason, Verdict, judge, shipped_policy
+from weightguard.verdict import FAIL, PASS, Binding, Policy, PolicyFile, Reason, Verdict, joined, judge, shipped_policy
 from weightguard.verdict.policy import SHIPPED
 
 Progress = Callable[[str, int, int], None]
@@ -28,7 +28,7 @@ class Gate:
     model: str
     policy: str | None
     reference: str | None
-    report: str | None
+    reports: Sequence[str]
     outs: Sequence[str]
     force: bool
 
@@ -39,7 +39,8 @@ def run_gate(asked: Gate, running: Running, offline: bool, progress: Progress) -
     for out in asked.outs:
         check_free(Path(out), force=asked.force)
     policy = read_policy(asked.policy)
-    report = None if asked.report is None else read_report(Path(asked.report))
+    given = [(Path(each).name, read_report(Path(each))) for each in asked.reports]
+    report = joined(given) if given else None
     subject = open_subject(asked.model, offline=offline, search=False)
     reference = None if asked.reference is None else open_subject(asked.reference, offline=offline, search=False)
     for out in asked.outs:

@@ -10,8 +10,8 @@ from weightguard.api.calling import Progress, silent, text
 from weightguard.errors import UsageError
 
 if TYPE_CHECKING:
-    from weightguard.api.validating import Validated
     from weightguard.measurement import Report
+    from weightguard.validate.landscape import Walk
     from weightguard.verdict import Verdict
 
 
@@ -67,63 +67,48 @@ def evaluate(
     return report
 
 
-def validate(
-    before: str,
-    after: str,
+def landscape(
+    model: str,
     *,
-    reference: str,
-    out: str | Path,
-    harmful: str | None = None,
-    benign: str | None = None,
-    over_refusal: str | None = None,
-    task: str | None = None,
-    attacks: str | Path | None = None,
-    attack_harmful: str | None = None,
-    attack_benign: str | None = None,
-    controls: bool = False,
-    safety: str | None = None,
-    judges: Sequence[str] = ("refusal-phrases",),
+    harmful: str,
+    out: Sequence[str | Path] = (),
+    towards: str | None = None,
+    plane: bool = False,
+    directions: int = 3,
+    points: int | None = None,
+    reach: float = 0.5,
+    basin: str = "contiguous",
+    judge: str = "refusal-phrases",
     disjoint_from: Sequence[str] = (),
-    harm_limit: float = 0.10,
-    loss_limit: float = 0.05,
-    cell: str | None = None,
-    work: str | Path | None = None,
-    force: bool = False,
-    match: str = "exact",
     seed: int = 0,
     max_new_tokens: int = 64,
     batch_size: int = 32,
-    examples: int = 3,
+    limit: int | None = None,
+    force: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
     threads: int | None = None,
     max_length: int = 2048,
     offline: bool = False,
     progress: Progress = silent,
-) -> Validated:
-    """Measure BEFORE, AFTER, controls, and AFTER under every attack of a grid, against the reference and its like.
+) -> Report:
+    """Attack success around a checkpoint: VISAGE over random lines (arXiv:2405.17374), towards another model, or in a plane.
 
-    attacks: a grid (TOML). controls: repairs of BEFORE that look at no data, of the size of the repair, or with `safety`
-    at automatic strength. Each cell runs in a process of its own, is kept in `work` (None: beside `out`) and is not run
-    again; cell: run one only, and write no report while others are missing. harm_limit, loss_limit: the bounds of the
-    four immunization conditions. Errors: the tree in `weightguard.errors`.
+    The weights are moved in memory only. The report holds `landscape`, and for random lines the measurement `visage`; it
+    is written to each file of `out` (.json, .svg, .html). Memory: the model three times over, with `plane` or `towards`
+    four times. Errors: those of evaluate; MismatchError for another model that does not fit.
     """
     from weightguard.api.collect import Running
-    from weightguard.api.evaluating import Asking
-    from weightguard.api.validating import Asked, Output, run_validate
-    from weightguard.validate.immunization import Bounds
+    from weightguard.api.gating import checked_outs
+    from weightguard.api.landscaping import Asked, run_landscape
 
-    given = {"harmful": harmful, "benign": benign, "over_refusal": over_refusal, "task": task}
-    asked = Asked(
-        str(before), str(after), str(reference), {role: str(each) for role, each in given.items() if each is not None},
-        None if attacks is None else Path(attacks), text(attack_harmful), text(attack_benign), controls, text(safety),
-        tuple(judges), tuple(map(str, disjoint_from)), cell,
-    )  # fmt: skip
-    home = Path(out).with_name(f"{Path(out).name}.cells") if work is None else Path(work)
-    return run_validate(
-        asked, Bounds(harm_limit, loss_limit), Asking(match, seed, max_new_tokens, batch_size, examples),
-        Running(device, dtype, threads, max_length), Output(Path(out), home, force), offline, progress,
-    )  # fmt: skip
+    def walk() -> Walk:
+        from weightguard.validate.landscape import Walk
+
+        return Walk(directions, points, reach, plane, basin, seed, max_new_tokens, batch_size)
+
+    asked = Asked(str(model), str(harmful), towards, judge, disjoint_from, limit, checked_outs(out), force)
+    return run_landscape(asked, walk, Running(device, dtype, threads, max_length), offline, progress)
 
 
 def gate(
@@ -131,7 +116,7 @@ def gate(
     *,
     policy: str | Path | None = None,
     reference: str | None = None,
-    report: str | Path | None = None,
+    report: str | Path | Sequence[str | Path] | None = None,
     out: Sequence[str | Path] = (),
     force: bool = False,
     device: str = "cpu",
@@ -143,14 +128,16 @@ def gate(
 ) -> Verdict:
     """Apply a policy (None: the shipped one) to a report, or to an evaluation made now with the data the policy names.
 
-    With a report no model is run and torch is not imported. Each file of `out` gets the form its suffix names
-    (`weightguard.report.form_of`). Errors: InputError for a policy or report that is none; a verdict of fail or
-    undecided is no error here, `enforce` makes it one.
+    With a report no model is run and torch is not imported; several about one model count as one. Each file of `out` gets
+    the form its suffix names (`weightguard.report.form_of`). Errors: InputError for a policy or report that is none; a
+    verdict of fail or undecided is no error here, `enforce` makes it one.
     """
     from weightguard.api.collect import Running
     from weightguard.api.gating import Gate, checked_outs, run_gate
 
-    asked = Gate(str(model), text(policy), reference, text(report), checked_outs(out), force)
+    given = [report] if isinstance(report, (str, Path)) else report or ()
+    reports = tuple(str(each) for each in given)
+    asked = Gate(str(model), text(policy), reference, reports, checked_outs(out), force)
     return run_gate(asked, Running(device, dtype, threads, max_length), offline, progress)
 
 

@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from weightguard import api
-from weightguard.cli import options, screen, screen_compare
+from weightguard.cli import options, screen, screen_compare, screen_landscape
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -204,29 +204,6 @@ def finetune(form: str, **values: Any) -> None:
 
 
 @cli.command()
-@click.argument("model")
-@click.option(
-    "--attack", required=True, help=f"One of {', '.join(api.attacks())}; or your own, as package.module:Class."
-)
-@click.option("--harmful", help="Rows with the answers to be learnt [default: shipped prompts with an opening].")
-@click.option("--benign", help="Harmless rows, as a user trains on them.")
-@click.option("-o", "--out", required=True, help="The directory to write.")
-@click.option("--limit", type=int, help="Take the first rows of each data set only.")
-@click.option("--save-every", type=int, help="Steps between two saved states [default: a tenth of the run].")
-@click.option("--resume", is_flag=True, help="Go on with a run that was killed.")
-@options.of_attacks
-@options.writing
-@options.running
-@options.common
-def attack(form: str, **values: Any) -> None:
-    """Attack the safeguards of MODEL and write the result to OUT: a test for repairs, guards and releases."""
-    chosen = options.given(values, api.attack_options())
-    with screen.progress() as progress:
-        result = api.attack(**values, **chosen, progress=progress)
-    screen.show_attack(result, form)
-
-
-@cli.command()
 @click.argument("plan")
 @click.argument("model")
 @click.option("-o", "--out", required=True, help="The directory to write.")
@@ -245,7 +222,13 @@ def apply(form: str, **values: Any) -> None:
 @click.argument("model")
 @click.option("--policy", help="The policy, a TOML file [default: the one shipped with weightguard].")
 @click.option("--reference", help="The aligned model that the report must have compared with.")
-@click.option("--report", help="A report of `weightguard evaluate`; without it the policy's own data is evaluated.")
+@click.option(
+    "--report",
+    multiple=True,
+    metavar="FILE",
+    help="A report of `weightguard evaluate`, or the .json of `landscape`; may be repeated. Without one the "
+    "policy's own data is evaluated.",
+)
 @click.option(
     "-o",
     "--out",
@@ -304,38 +287,56 @@ def evaluate(form: str, **values: Any) -> None:
 
 
 @cli.command()
-@click.argument("before")
-@click.argument("after")
-@click.option("--reference", required=True, help="The aligned model.")
-@options.sets
-@click.option("--attacks", help="Re-attack with every cell of this grid, a TOML file.")
-@click.option("--attack-harmful", help="Rows that attacks train on [default: a part of --harmful, which is split].")
-@click.option("--attack-benign", help="Harmless rows that attacks train on [default: a part of --benign and --task].")
+@click.argument("model")
+@click.option("--harmful", required=True, help="Prompts to be refused, held out from every repair and attack.")
+@click.option("--towards", help="Another model of the same architecture: walk to it and beyond, instead of at random.")
+@click.option("--plane", is_flag=True, help="Two orthogonal directions at once: two random ones, or --towards and one.")
+@click.option("--directions", type=int, default=3, show_default=True, help="Random lines that VISAGE is the mean over.")
 @click.option(
-    "--controls", is_flag=True, help="Also repair BEFORE by scaling, by magnitude and at random, as much as AFTER was."
-)
-@click.option("--safety", help="Prompts on which the controls find their strength, instead of the size of the repair.")
-@click.option("--harm-limit", type=float, default=0.10, show_default=True, help="The most that harmful_score may be.")
-@click.option(
-    "--loss-limit", type=float, default=0.05, show_default=True, help="The most that utility or task may fall."
+    "--points", type=int, help="Places of a line, or of each side of a plane; odd [default: 21, of a plane 11]."
 )
 @click.option(
-    "--cell", help="Run this cell only, an id such as before, control:scale or attack=lora-sft,steps=60,seed=0."
+    "--range",
+    "reach",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="How far from the model, or beyond both, in shares of the norm of each tensor, or of the way.",
 )
-@click.option("--work", help="Where finished cells are kept [default: REPORT.cells].")
-@options.judging
-@click.option("-o", "--out", required=True, help="The report to write.")
-@click.option("--force", is_flag=True, help="Replace the report; finished cells are kept.")
+@click.option(
+    "--basin",
+    type=click.Choice(["contiguous", "anywhere"]),
+    default="contiguous",
+    show_default=True,
+    help="What VISAGE is the mean over: the stretch around MODEL where some attack fails, or every such place.",
+)
+@click.option("--judge", default="refusal-phrases", show_default=True, help="As in evaluate; one.")
+@click.option(
+    "--disjoint-from",
+    multiple=True,
+    metavar="FILE",
+    help="Calibration or attack data that must share no prompt with --harmful; may be repeated.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the directions and of the interval.")
+@click.option("--max-new-tokens", type=int, default=64, show_default=True, help="Longest answer.")
+@click.option("--batch-size", type=int, default=32, show_default=True, help="Prompts answered together.")
+@click.option("--limit", type=int, help="Take the first rows of the data set only.")
+@click.option(
+    "-o",
+    "--out",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="Write it; by suffix: .json (a report, which gate reads), .svg, .html; may be repeated.",
+)
+@click.option("--force", is_flag=True, help="Replace the files.")  # fmt: skip
 @options.running
 @options.common
-def validate(form: str, **values: Any) -> None:
-    """Prove or refute a repair: BEFORE, AFTER, controls and re-attacks in one table, and four conditions."""
+def landscape(form: str, **values: Any) -> None:
+    """Measure attack success around MODEL (VISAGE), on the way to another model, or in a plane; moved in memory only."""
     with screen.progress() as progress:
-        found = api.validate(**values, progress=progress)
-    if found.report is None:
-        screen.show_unfinished(found, form)
-        return
-    screen.show_report(api.render(found.report, form), values["out"], form)
+        found = api.landscape(**values, progress=progress)
+    screen_landscape.show_landscape(found, values["out"], form)
 
 
 @cli.command()

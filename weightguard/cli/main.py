@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import click
 
-from weightguard.cli.commands import cli
+from weightguard.cli.commands_attack import cli  # which adds to the commands
 from weightguard.errors import WeightguardError
 
 MAX_LINE = 4000

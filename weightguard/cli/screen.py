@@ -17,10 +17,9 @@ from weightguard.api import render
 
 if TYPE_CHECKING:
     from weightguard.api import Applied, Verification
-    from weightguard.api.attacking import Attacked
     from weightguard.api.demonstrating import Demo
     from weightguard.api.finetuning import Finetuned
-    from weightguard.api.grading import Validated, Verdict
+    from weightguard.api.grading import Verdict
     from weightguard.api.inspecting import Inspection
     from weightguard.api.locating import Located
     from weightguard.api.measuring import InputNorms
@@ -325,22 +324,6 @@ def show_finetune(result: Finetuned, form: str) -> None:
     click.echo(f"\nwrote {_shown(result.out)}; again by:\n  {result.command}")
 
 
-def show_attack(result: Attacked, form: str) -> None:
-    if form == "json":
-        _json({"out": str(result.out), "adapter": result.adapter, "notes": result.notes, "command": result.command,
-               "losses": result.losses, "manifest": result.manifest.data})  # fmt: skip
-        return
-    for note in result.notes:
-        click.echo(f"* {note}", err=True)
-    click.echo("options: " + ", ".join(f"{key} {value}" for key, value in result.manifest.data["options"].items()))
-    if result.losses:
-        last = result.losses[-10:]
-        click.echo(f"{len(result.losses)} steps; loss {result.losses[0]:.4f} at first, {sum(last) / len(last):.4f} "
-                   f"over the last {len(last)}")  # fmt: skip
-    what = "an adapter over MODEL" if result.adapter else "a full checkpoint"
-    click.echo(f"\nwrote {_shown(result.out)}, {what}; again by:\n  {result.command}")
-
-
 def _show_starts(starts: Mapping[str, Mapping[str, float]]) -> None:
     """Least, median and most over the modules of what SaLoRA measured."""
     words = {"spectral_gap": "spectral gap at the safety rank", "safety_energy": "share of the safety outputs held",
@@ -352,15 +335,6 @@ def _show_starts(starts: Mapping[str, Mapping[str, float]]) -> None:
         values = sorted(start[key] for start in starts.values())
         rows.append([text, *(f"{v:.3g}" for v in (values[0], values[len(values) // 2], values[-1]))])
     table([f"salora, {len(starts)} modules", "least", "median", "most"], rows)
-
-
-def show_unfinished(found: Validated, form: str) -> None:
-    if form == "json":
-        _json({"done": found.done, "missing": found.missing})
-        return
-    click.echo(f"done: {', '.join(found.done)}\nno report yet; {len(found.missing)} cells are missing:")
-    for name in found.missing:
-        click.echo(f"  --cell '{name}'")
 
 
 def show_report(text: str, out: str, form: str) -> None:

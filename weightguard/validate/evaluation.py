@@ -22,7 +22,7 @@ from weightguard.validate.metrics.rows import Rows, changed, is_compared, measur
 
 Progress = Callable[[str, int, int], None]
 _JUDGED = ("harmful", "over_refusal")
-_REHEARSAL = Exchange("Say hello.", "Hello.")
+REHEARSAL = Exchange("Say hello.", "Hello.")
 _SHOWN = 300  # characters of a prompt or answer that a report keeps
 
 
@@ -77,7 +77,7 @@ def evaluate(
     over_refusal, task). What cannot be measured is unknown, with the reason. Errors: DataError, and the judges' own."""
     sides = [side] if reference is None else [side, reference]
     for judge in judges:  # one that cannot be reached, or cannot read an exchange, ends the run now and not in an hour
-        judge.rule([_REHEARSAL], lambda done, total: progress("judges ready", done, total))
+        judge.rule([REHEARSAL], lambda done, total: progress("judges ready", done, total))
     prompts = {(s.name, role): _prompts(s, dataset, settings) for s in sides for role, dataset in sets.items()}
     answered = [
         {role: _answered(s, role, dataset, prompts[s.name, role], judges, settings, progress)
