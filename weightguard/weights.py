@@ -20,6 +20,17 @@ Rows = Callable[[int, int], torch.Tensor]
 
 
 @dataclass(frozen=True)
+class Whole:
+    """Rows of a tensor that is there as a whole, in logical order; they come out in the working dtype."""
+
+    tensor: torch.Tensor
+    work: torch.dtype
+
+    def __call__(self, start: int, stop: int) -> torch.Tensor:
+        return self.tensor[start:stop].to(self.work)
+
+
+@dataclass(frozen=True)
 class Sources:
     """`model` gives the files and their layout. `merged`: the tuned weights are its base with an adapter over it.
 
@@ -111,7 +122,7 @@ def logical_rows(
 ) -> Rows:
     """A tensor of one checkpoint, read now, as row blocks in logical order and the working dtype."""
     tensor = finite(checkpoint, name, memory, "unaligned")
-    return _blocks(_turned(tensor, name in linears and linears[name].transposed), _working(tensor.dtype))
+    return Whole(_turned(tensor, name in linears and linears[name].transposed), _working(tensor.dtype))
 
 
 def _opened(sources: Sources, name: str, with_aligned: bool, memory: Memory | None) -> Weights:
@@ -122,8 +133,8 @@ def _opened(sources: Sources, name: str, with_aligned: bool, memory: Memory | No
     work = _working(stored.dtype)
     reference = _reference(sources, name, memory) if with_aligned else None
     origin = None if reference is None else _turned(reference, _is_transposed(sources, name))
-    aligned = None if origin is None else _blocks(origin, work)
-    return Weights(stored, logical, _blocks(logical, work), aligned, reference, origin)
+    aligned = None if origin is None else Whole(origin, work)
+    return Weights(stored, logical, Whole(logical, work), aligned, reference, origin)
 
 
 def tuned_tensor(sources: Sources, name: str) -> torch.Tensor:
@@ -132,10 +143,6 @@ def tuned_tensor(sources: Sources, name: str) -> torch.Tensor:
         return finite(sources.model, name)
     weights = open_weights(sources, name, with_aligned=False)
     return _turned(weights.tuned(0, weights.shape[0]), _is_transposed(sources, name))
-
-
-def _blocks(logical: torch.Tensor, work: torch.dtype) -> Rows:
-    return lambda i, j: logical[i:j].to(work)
 
 
 def _is_transposed(sources: Sources, name: str) -> bool:
@@ -151,7 +158,7 @@ def _over_base(sources: Sources, name: str, stored: torch.Tensor) -> Weights:
     assert sources.merged is not None
     update = low_rank(sources.merged.adapter, sources.merged.pairs[name])
     logical = _turned(stored, _is_transposed(sources, name))
-    aligned = _blocks(logical, _working(stored.dtype))
+    aligned = Whole(logical, _working(stored.dtype))
     return Weights(stored, logical, lambda i, j: aligned(i, j) + update.rows(i, j), aligned, update=update.rows)
 
 

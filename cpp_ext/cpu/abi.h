@@ -10,7 +10,7 @@
 #define WG_EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int32_t WG_ABI = 1;
+constexpr int32_t WG_ABI = 2;
 
 enum WgDtype : int32_t { WG_F32 = 0, WG_BF16 = 1, WG_F16 = 2 };
 enum WgIsa : int32_t { WG_AUTO = 0, WG_PORTABLE = 1, WG_AVX2 = 2, WG_AVX512 = 3 };
@@ -50,9 +50,19 @@ struct WgSquares {
     int32_t dtype, threads, isa;
 };
 
+// inner = Vᵀ·x and outer = V·inner with V = a − b; `width`, the columns of x, is a multiple of 16.
+struct WgProducts {
+    WgMatrix a, b;
+    int64_t rows, columns, width;
+    const float* x;         // (rows, width)
+    double *inner, *outer;  // (columns, width), (rows, width), overwritten
+    int32_t dtype, threads, isa;
+};
+
 WG_EXPORT int32_t wg_abi();
 WG_EXPORT int32_t wg_best_isa();
 WG_EXPORT int32_t wg_select(WgSelect* call);
 WG_EXPORT int32_t wg_pair(WgPair* call);
 WG_EXPORT int32_t wg_squares(WgSquares* call);
+WG_EXPORT int32_t wg_products(WgProducts* call);
 WG_EXPORT int32_t wg_finite(const void* data, int64_t count, int32_t dtype, int32_t threads, int32_t isa);

@@ -9,6 +9,7 @@ namespace wg {
 WgStatus select(WgSelect& call, const Table& table);
 WgStatus pair(WgPair& call, const Table& table);
 WgStatus squares(WgSquares& call, const Table& table);
+WgStatus products(WgProducts& call, const Table& table);
 WgStatus finite(const void* data, int64_t count, int32_t dtype, int threads, const Table& table);
 
 const Table* table_of(int32_t isa) {
@@ -56,6 +57,11 @@ int32_t wg_pair(WgPair* c) {
 
 int32_t wg_squares(WgSquares* c) {
     return wg::guarded(wg::known(c->dtype), c->isa, [&](const wg::Table& table) { return wg::squares(*c, table); });
+}
+
+int32_t wg_products(WgProducts* c) {
+    const bool sound = wg::known(c->dtype) && c->width >= 0 && c->width % 16 == 0;
+    return wg::guarded(sound, c->isa, [&](const wg::Table& table) { return wg::products(*c, table); });
 }
 
 int32_t wg_finite(const void* data, int64_t count, int32_t dtype, int32_t threads, int32_t isa) {

@@ -34,7 +34,10 @@ WG_TARGET inline int64_t append(const int32_t* key, int32_t low, int32_t high, i
     return count;
 }
 
+constexpr int VECTOR = 32, TILE = 4;  // of products.inc
+
 #include "plain.inc"
+#include "products.inc"
 
 }  // namespace
 
@@ -44,6 +47,7 @@ extern const Table avx2_table = {
      {plain_scored<F16, false>(), plain_scored<F16, true>()}},
     {{}, plain_leveled<BF16>(), plain_leveled<F16>()},
     {plain<F32>(), plain<BF16>(), plain<F16>()},
+    {of_products<F32>(), of_products<BF16>(), of_products<F16>()},
     reaching,
 };
 

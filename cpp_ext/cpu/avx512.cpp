@@ -419,7 +419,10 @@ WG_TARGET int64_t reaching(const int32_t* keys, int64_t count, int32_t low) {
 
 namespace by_compiler {
 inline int64_t append(const int32_t*, int32_t, int32_t, int32_t*) { return 0; }  // its `collect` is not used
+constexpr int VECTOR = 64, TILE = 16;  // of products.inc
+
 #include "plain.inc"
+#include "products.inc"
 }  // namespace by_compiler
 
 template <class T, bool DELTA>
@@ -451,6 +454,8 @@ extern const Table avx512_table = {
     {{}, hand_leveled<BF16x, by_compiler::BF16>(), hand_leveled<F16x, by_compiler::F16>()},
     {hand_plain<F32x, by_compiler::F32>(), hand_plain<BF16x, by_compiler::BF16>(),
      hand_plain<F16x, by_compiler::F16>()},
+    {by_compiler::of_products<by_compiler::F32>(), by_compiler::of_products<by_compiler::BF16>(),
+     by_compiler::of_products<by_compiler::F16>()},
     reaching,
 };
 

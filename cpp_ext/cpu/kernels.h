@@ -96,10 +96,29 @@ struct Plain {
     bool (*finite)(const char* data, int64_t count);
 };
 
+constexpr int64_t PRODUCT_BLOCK = 64;  // rows and columns of a piece of V (reference.PRODUCT_BLOCK)
+
+// Entries with both strides, counted in entries.
+struct Piece {
+    const char* data;
+    int64_t row_stride, column_stride;
+};
+
+struct Products {
+    // v = a − b rounded to float32, in pieces of PRODUCT_BLOCK x PRODUCT_BLOCK, one for each PRODUCT_BLOCK columns,
+    // with zeros behind `rows` (at most PRODUCT_BLOCK) and `columns`.
+    void (*difference)(const Piece& a, const Piece& b, int64_t rows, int64_t columns, float* v);
+    // total[p, c] += Σ_q piece[q, p]·x[q, c] for c below width, a multiple of 16: products and sums over q rounded to
+    // float32 one after the other, the sum added in double. `rows` takes piece[p, q] for piece[q, p].
+    void (*columns)(const float* piece, const float* x, int64_t width, double* total);
+    void (*rows)(const float* piece, const float* x, int64_t width, double* total);
+};
+
 struct Table {
     Scored scored[3][2];                                                   // dtype; 0 scores W, 1 scores W − W_aligned
     Leveled leveled[3];                                                    // dtype; null functions for float32
     Plain plain[3];                                                        // dtype
+    Products products[3];                                                  // dtype
     int64_t (*reaching)(const int32_t* keys, int64_t count, int32_t low);  // how many keys are >= low
 };
 

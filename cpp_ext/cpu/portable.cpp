@@ -15,7 +15,10 @@ inline int64_t append(const int32_t* key, int32_t low, int32_t high, int32_t* ou
     return count;
 }
 
+constexpr int VECTOR = 16, TILE = 2;  // of products.inc
+
 #include "plain.inc"
+#include "products.inc"
 
 }  // namespace
 
@@ -25,6 +28,7 @@ extern const Table portable_table = {
      {plain_scored<F16, false>(), plain_scored<F16, true>()}},
     {{}, plain_leveled<BF16>(), plain_leveled<F16>()},
     {plain<F32>(), plain<BF16>(), plain<F16>()},
+    {of_products<F32>(), of_products<BF16>(), of_products<F16>()},
     reaching,
 };
 

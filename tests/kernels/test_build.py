@@ -1,4 +1,4 @@
-"""The C++ core under the address and undefined-behaviour sanitizers, over the cases of test_select.py."""
+"""The C++ core under the address and undefined-behaviour sanitizers, over the cases of the tests beside it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ FLAGS = ("-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fsanitize=address,und
          "-pthread", "-fPIC", "-shared")  # fmt: skip
 
 
+SCRIPTS = ("test_select.py", "test_products.py", "test_sums.py")
+
+
 @pytest.mark.full
 def test_no_read_or_write_out_of_bounds_and_nothing_undefined(tmp_path: Path) -> None:
     compiler = shutil.which("g++")
@@ -25,6 +28,7 @@ def test_no_read_or_write_out_of_bounds_and_nothing_undefined(tmp_path: Path) ->
     subprocess.run([compiler, *FLAGS, *map(str, SOURCES), "-o", str(library)], check=True)
     runtime = subprocess.run([compiler, "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
     environment = os.environ | {"LD_PRELOAD": runtime.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
-    script = Path(__file__).with_name("test_select.py")
-    run = subprocess.run([sys.executable, str(script), str(library)], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    for script in SCRIPTS:
+        command = [sys.executable, str(Path(__file__).with_name(script)), str(library)]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, script + run.stdout[-2000:] + run.stderr[-4000:]

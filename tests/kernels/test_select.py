@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,42 +15,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrices import DTYPES, LAYOUTS, laid, load, values
 
 from weightguard.kernels import native, ops, reference
 from weightguard.kernels.reference import Choice
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((0, 5), (1, 1), (3, 15), (5, 16), (2, 17), (9, 64), (6, 257), (3, 4096), (70, 1), (31, 33))
 RATIOS = ("none", "one", 0.05, 0.5, "all")
-LAYOUTS = ("plain", "transposed", "sliced", "unaligned")
-
-
-def laid(values: torch.Tensor, layout: str) -> torch.Tensor:
-    """The same entries in another memory layout."""
-    rows, columns = values.shape
-    if layout == "transposed":
-        return values.T.clone(memory_format=torch.contiguous_format).T
-    if layout == "sliced":
-        wide = torch.zeros(rows, columns + 5, dtype=values.dtype)
-        wide[:, 3 : 3 + columns] = values
-        return wide[:, 3 : 3 + columns]
-    if layout == "unaligned" and values.numel():
-        buffer = bytearray(values.numel() * values.element_size() + 1)
-        shifted = torch.frombuffer(buffer, dtype=values.dtype, offset=1).view(rows, columns)
-        shifted.copy_(values)
-        return shifted
-    return values.clone()
-
-
-def values(kind: str, shape: tuple[int, int], dtype: torch.dtype, seed: int) -> torch.Tensor:
-    """kind: "ties" few different integers, "normal", "sparse" mostly zeros, "tiny" around the denormals of a half."""
-    generator = torch.Generator().manual_seed(seed)
-    found = torch.randn(shape, generator=generator)
-    if kind == "ties":
-        found = torch.randint(-3, 4, shape, generator=generator).float()
-    if kind == "sparse":
-        found = found * (torch.rand(shape, generator=generator) < 0.03)
-    return (found * 1e-6 if kind == "tiny" else found).to(dtype)
 
 
 def size_of(ratio: str | float, size: int) -> int:
@@ -229,9 +199,7 @@ def test_squares_of_a_known_edit() -> None:
 
 
 if __name__ == "__main__":
-    library = ctypes.CDLL(sys.argv[1])
-    library.wg_finite.argtypes = native.ARGUMENTS
-    native._load = lambda: (library, "")
+    load(sys.argv[1])
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         for dtype, restore in product(DTYPES, (False, True)):

@@ -1,7 +1,11 @@
-"""Row sums, column sums of squares, pair statistics, thresholds and the finite check."""
+"""Row sums, column sums of squares, pair statistics, thresholds and the finite check.
+
+`python tests/kernels/test_sums.py LIBRARY` runs the comparisons against another build (test_build.py: sanitizers).
+"""
 
 from __future__ import annotations
 
+import sys
 from fractions import Fraction
 from itertools import product
 from math import fsum, sqrt
@@ -11,10 +15,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrices import DTYPES, LAYOUTS, laid, load
 
 from weightguard.kernels import native, ops, reference
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @pytest.fixture(params=("reference", "portable", "avx2", "avx512"))
@@ -112,7 +115,8 @@ def test_pair_statistics_are_the_reference_and_right(dtype: torch.dtype, impleme
         b = torch.where(torch.rand(rows, columns) < 0.5, a, torch.randn(rows, columns).to(dtype))
         found = ops.pair_statistics(a, b)
         assert found == reference.pair_statistics(a, b)
-        assert found == ops.pair_statistics(a.T.contiguous().T, b)
+        for number, layout in enumerate(LAYOUTS):
+            assert found == ops.pair_statistics(laid(a, layout), laid(b, LAYOUTS[number - 1])), layout
         x, y = a.double().numpy(), b.double().numpy()
         d = x - y
         expected = ((x * x).sum(), (y * y).sum(), (x * y).sum(), (d * d).sum(), (d**4).sum())
@@ -145,3 +149,13 @@ def test_pair_sums_are_within_a_rounding_of_the_exact_ones(entries: list[float])
     found = ops.pair_statistics(a, torch.zeros_like(a))
     exact = sum(Fraction(value) ** 2 for value in a[0].tolist())
     assert abs(Fraction(found.aa) - exact) <= exact * Fraction(1, 10**14) and found.aa == found.dd
+
+
+if __name__ == "__main__":
+    load(sys.argv[1])
+    with pytest.MonkeyPatch.context() as patch:
+        for isa, dtype in product(native.available(), DTYPES):
+            patch.setenv("WEIGHTGUARD_ISA", isa)
+            test_pair_statistics_are_the_reference_and_right(dtype, isa)
+            test_square_sums_against_float64(dtype, isa)
+            test_is_finite(dtype, isa)

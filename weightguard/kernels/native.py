@@ -18,7 +18,7 @@ import torch
 from weightguard.errors import SystemFailure, UsageError
 from weightguard.kernels.reference import SUMS, Choice, Pair, Taken
 
-ABI = 1
+ABI = 2
 ISAS = {"": 0, "portable": 1, "avx2": 2, "avx512": 3}
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NOT_FINITE, NO_MEMORY = 1, -1
@@ -63,6 +63,17 @@ class _Squares(ctypes.Structure):
     _fields_ = (
         *((name, _PTR) for name in ("inputs", "counted", "total")),
         *((name, _I64) for name in ("rows", "columns", "row_stride")),
+        *((name, _I32) for name in ("dtype", "threads", "isa")),
+    )
+
+
+class _Products(ctypes.Structure):
+    """WgProducts of cpp_ext/cpu/abi.h."""
+
+    _fields_ = (
+        *((name, _Matrix) for name in ("a", "b")),
+        *((name, _I64) for name in ("rows", "columns", "width")),
+        *((name, _PTR) for name in ("x", "inner", "outer")),
         *((name, _I32) for name in ("dtype", "threads", "isa")),
     )
 
@@ -173,6 +184,16 @@ def square_sums(rows: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
                                 rows=rows.shape[0], columns=rows.shape[1], row_stride=rows.stride(0),
                                 dtype=DTYPES[rows.dtype]))  # fmt: skip
     return total
+
+
+def difference_products(a: torch.Tensor, b: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """See ops.difference_products; x float32."""
+    (rows, columns), width = a.shape, -(-x.shape[1] // 16) * 16
+    wide = torch.nn.functional.pad(x, (0, width - x.shape[1])).contiguous()
+    inner, outer = torch.empty(columns, width, dtype=torch.float64), torch.empty(rows, width, dtype=torch.float64)
+    _run("wg_products", _Products(a=_matrix(a), b=_matrix(b), rows=rows, columns=columns, width=width, x=_pointer(wide),
+                                  inner=_pointer(inner), outer=_pointer(outer), dtype=DTYPES[a.dtype]))  # fmt: skip
+    return inner[:, : x.shape[1]], outer[:, : x.shape[1]]
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

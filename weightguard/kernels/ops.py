@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -87,6 +88,19 @@ def pair_statistics(a: torch.Tensor, b: torch.Tensor) -> Pair:
     if native.takes(a, b):
         return native.pair_statistics(a, b)
     return reference.pair_statistics(a, b)
+
+
+def difference_products(a: torch.Tensor, b: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vᵀ·x (in, n) and V·Vᵀ·x (out, n) in float64 for V = a − b (out, in) and x (out, n); V is never stored.
+
+    V and x are rounded to float32, sums of 64 products are float32, the sums of those float64: about 1e-7 of the norm.
+    """
+    if a.shape != b.shape or x.shape[0] != a.shape[0]:
+        raise ValueError(f"products of {tuple(x.shape)} with the difference of {tuple(a.shape)} and {tuple(b.shape)}")
+    scale = 2.0 ** math.frexp(float(x.abs().max()))[1] if x.numel() else 1.0  # a power of two: no product underflows
+    of = native if native.takes(a, b) and x.is_cpu else reference
+    inner, outer = of.difference_products(a, b, (x.double() / scale).float())
+    return inner * scale, outer * scale
 
 
 def _as_matrix(tensor: torch.Tensor) -> torch.Tensor:

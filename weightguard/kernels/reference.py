@@ -14,6 +14,7 @@ import torch
 
 LANES = 32  # lanes of a row sum
 INFINITE = 0x7F800000  # the key of infinity; every finite key is below
+PRODUCT_BLOCK = 64  # terms of a sum of products that are added in float32
 TILE = 1 << 18  # entries of a tile: a few float64 temporaries of it stay inside a core's cache
 Keys = Callable[[int, int], torch.Tensor]
 Mask = tuple[int, int, torch.Tensor]
@@ -257,3 +258,29 @@ def pair_statistics(a: torch.Tensor, b: torch.Tensor) -> Pair:
         changed += int((x != y).sum())
     totals = {key: fsum(sums[key]) for key in SUMS}
     return Pair(**totals, largest=largest, changed=changed, finite=True)
+
+
+def difference_products(a: torch.Tensor, b: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Vᵀ·x, V·Vᵀ·x) with V = a − b rounded to float32; x (out, n) float32, both results float64.
+
+    PRODUCT_BLOCK terms are multiplied and added one after the other in float32, each such sum is added in float64:
+    the same bits on every machine, about 1e-7 from the exact products. Vᵀ·x is rounded to float32 before V meets it.
+    """
+    inner = torch.zeros(a.shape[1], x.shape[1], dtype=torch.float64)
+    for start in range(0, a.shape[0], PRODUCT_BLOCK):
+        block = slice(start, start + PRODUCT_BLOCK)
+        inner += _summed(a[block].float() - b[block].float(), x[block])
+    outer = torch.zeros(a.shape[0], x.shape[1], dtype=torch.float64)
+    for start, stop in tiles((a.shape[0], a.shape[1])):
+        v, rounded = (a[start:stop].float() - b[start:stop].float()).T, inner.float()
+        for some, others in zip(v.split(PRODUCT_BLOCK), rounded.split(PRODUCT_BLOCK), strict=True):
+            outer[start:stop] += _summed(some, others)
+    return inner, outer
+
+
+def _summed(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Vᵀ·x, row by row of both, float32."""
+    total = torch.zeros(v.shape[1], x.shape[1])
+    for of_v, of_x in zip(v.unbind(), x.unbind(), strict=True):
+        total += of_v[:, None] * of_x
+    return total

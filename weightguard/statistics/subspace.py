@@ -1,7 +1,8 @@
 """The alignment direction V = W_aligned − W_unaligned of a linear, and what projects on it (Safe LoRA, arXiv:2405.16833).
 
 V is streamed by row blocks and never stored; the (out, out) matrix V·Vᵀ is formed only where it is the smaller side of
-a full update. Everything is summed in float64.
+a full update. Everything is summed in float64; an adapter's factor meets two stored matrices in a kernel that adds 64
+products in float32 before that, about 1e-7 of the norm.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 
 from weightguard.errors import UsageError
 from weightguard.kernels import ops
-from weightguard.weights import Rows
+from weightguard.weights import Rows, Whole
 
 Project = Callable[[torch.Tensor], torch.Tensor]
 # Rounding to a stored dtype moves a value by u of its size at most, half of that on average: half the unit roundoff.
@@ -44,6 +45,9 @@ class Direction:
 
     def square(self) -> float:
         """‖V‖², Frobenius."""
+        sides = self._stored()
+        if sides is not None:
+            return ops.pair_statistics(*sides).dd
         return math.fsum(float((rows * rows).sum()) for _, _, rows in self.blocks())
 
     def transposed_times(self, x: torch.Tensor) -> torch.Tensor:
@@ -69,8 +73,17 @@ class Direction:
     def _against_all(self, rows: torch.Tensor) -> torch.Tensor:
         return torch.cat([rows @ others.T for _, _, others in self.blocks()], dim=1)
 
+    def _stored(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Both sides as tensors, where they are there as a whole and in at most float32."""
+        sides = (self.aligned, self.unaligned)
+        whole = [side.tensor for side in sides if isinstance(side, Whole) and side.work == torch.float32]
+        return (whole[0], whole[1]) if len(whole) == 2 else None
+
     def times_gram(self, x: torch.Tensor) -> torch.Tensor:
         """V·Vᵀ·x for x (out, n), by the cheaper side."""
+        sides = self._stored()
+        if sides is not None and 2 * x.shape[1] <= self.shape[1]:  # a factor; a full update is a matter for BLAS
+            return ops.difference_products(*sides, x)[1]
         if self.shape[0] < min(self.shape[1], x.shape[1]):
             return self.gram() @ x.double()
         return self.times(self.transposed_times(x))
@@ -165,7 +178,8 @@ def largest_square(direction: Direction) -> float:
         return direction.square()
 
     def through(x):
-        return direction.times_gram(torch.from_numpy(x.reshape(-1, 1).copy())).numpy().reshape(-1)
+        column = torch.from_numpy(x.reshape(-1, 1).copy())
+        return direction.times(direction.transposed_times(column)).numpy().reshape(-1)
 
     # A constant could be orthogonal to the first direction of a structured V; this start has no structure.
     start = torch.frac(torch.arange(1, size + 1, dtype=torch.float64) * 0.6180339887498949).numpy() - 0.25
