@@ -7,8 +7,9 @@ tuned rows and aligned rows. Methods score them, the rewrite edits them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 
@@ -17,6 +18,7 @@ from weightguard.errors import CheckpointError
 from weightguard.kernels import ops
 
 Rows = Callable[[int, int], torch.Tensor]
+BLOCK = 4 << 20  # bytes: this and a second one beside it stay in the cache until they are written
 
 
 @dataclass(frozen=True)
@@ -125,14 +127,32 @@ def logical_rows(
     return Whole(_turned(tensor, name in linears and linears[name].transposed), _working(tensor.dtype))
 
 
+def open_blocks(sources: Sources, name: str, *, with_aligned: bool, memory: Memory) -> Iterator[Weights]:
+    """The same in blocks of whole rows that stay in a core's cache, each in the memory of the last: for edits that treat
+    every row by itself. A tensor that is stored transposed, or is a base with an adapter over it, comes in one piece."""
+    info = sources.model.info(name)
+    if sources.is_tuned(name) or len(info.shape) != 2 or _is_transposed(sources, name):
+        yield open_weights(sources, name, with_aligned=with_aligned, memory=memory)
+        return
+    step = max(1, BLOCK * info.shape[0] // max(1, info.nbytes))
+    blocks = [(start, min(start + step, info.shape[0])) for start in range(0, max(1, info.shape[0]), step)]
+    stored = _finite_blocks(sources.model, name, blocks, memory, "stored")
+    reference = _finite_blocks(_aligned(sources), name, blocks, memory, "aligned") if with_aligned else repeat(None)
+    for pair in zip(stored, reference, strict=False):
+        yield _compared(*pair, transposed=False)
+
+
 def _opened(sources: Sources, name: str, with_aligned: bool, memory: Memory | None) -> Weights:
     stored = finite(sources.model, name, memory)
     if sources.merged is not None and name in sources.merged.pairs:
         return _over_base(sources, name, stored)
-    logical = _turned(stored, _is_transposed(sources, name))
-    work = _working(stored.dtype)
-    reference = _reference(sources, name, memory) if with_aligned else None
-    origin = None if reference is None else _turned(reference, _is_transposed(sources, name))
+    reference = finite(_aligned(sources), name, memory, "aligned") if with_aligned else None
+    return _compared(stored, reference, _is_transposed(sources, name))
+
+
+def _compared(stored: torch.Tensor, reference: torch.Tensor | None, transposed: bool) -> Weights:
+    logical, work = _turned(stored, transposed), _working(stored.dtype)
+    origin = None if reference is None else _turned(reference, transposed)
     aligned = None if origin is None else Whole(origin, work)
     return Weights(stored, logical, Whole(logical, work), aligned, reference, origin)
 
@@ -149,9 +169,9 @@ def _is_transposed(sources: Sources, name: str) -> bool:
     return name in sources.linears and sources.linears[name].transposed
 
 
-def _reference(sources: Sources, name: str, memory: Memory | None) -> torch.Tensor:
+def _aligned(sources: Sources) -> Checkpoint:
     assert sources.aligned is not None, "a delta edit needs the aligned checkpoint"
-    return finite(sources.aligned, name, memory, "aligned")
+    return sources.aligned
 
 
 def _over_base(sources: Sources, name: str, stored: torch.Tensor) -> Weights:
@@ -190,6 +210,18 @@ def low_rank(adapter: Checkpoint, pair: LoraPair) -> LowRank:
 def finite(checkpoint: Checkpoint, name: str, memory: Memory | None = None, place: str = "stored") -> torch.Tensor:
     """The tensor, once it is known to hold no NaN and no infinity."""
     tensor = checkpoint.read(name, None if memory is None else memory.place(place, checkpoint.info(name).nbytes))
+    return _checked(tensor, checkpoint, name)
+
+
+def _finite_blocks(
+    checkpoint: Checkpoint, name: str, blocks: Sequence[tuple[int, int]], memory: Memory, place: str
+) -> Iterator[torch.Tensor]:
+    size = max(stop - start for start, stop in blocks) * checkpoint.info(name).nbytes // max(1, blocks[-1][1])
+    for tensor in checkpoint.row_blocks(name, blocks, memory.place(place, size)):
+        yield _checked(tensor, checkpoint, name)
+
+
+def _checked(tensor: torch.Tensor, checkpoint: Checkpoint, name: str) -> torch.Tensor:
     if not ops.is_finite(tensor):
         raise CheckpointError(
             f"{checkpoint.info(name).file}: tensor {name!r} holds NaN or infinity; such weights cannot be scored or repaired"

@@ -10,7 +10,7 @@
 #define WG_EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int32_t WG_ABI = 2;
+constexpr int32_t WG_ABI = 3;
 
 enum WgDtype : int32_t { WG_F32 = 0, WG_BF16 = 1, WG_F16 = 2 };
 enum WgIsa : int32_t { WG_AUTO = 0, WG_PORTABLE = 1, WG_AVX2 = 2, WG_AVX512 = 3 };
@@ -59,6 +59,19 @@ struct WgProducts {
     int32_t dtype, threads, isa;
 };
 
+// A running sha256; a new one holds the initial state of FIPS 180-4, and zeros.
+struct WgSha256 {
+    uint32_t state[8];
+    uint64_t length;   // bytes so far
+    uint8_t rest[64];  // the last length % 64 of them
+};
+
+struct WgHashed {
+    WgSha256* hash;
+    const uint8_t* data;
+    int64_t size;
+};
+
 WG_EXPORT int32_t wg_abi();
 WG_EXPORT int32_t wg_best_isa();
 WG_EXPORT int32_t wg_select(WgSelect* call);
@@ -66,3 +79,6 @@ WG_EXPORT int32_t wg_pair(WgPair* call);
 WG_EXPORT int32_t wg_squares(WgSquares* call);
 WG_EXPORT int32_t wg_products(WgProducts* call);
 WG_EXPORT int32_t wg_finite(const void* data, int64_t count, int32_t dtype, int32_t threads, int32_t isa);
+WG_EXPORT int32_t wg_sha256_here();  // whether this machine has the SHA instructions, without which the next two must not be called
+WG_EXPORT void wg_sha256_update(WgHashed* jobs, int32_t count);  // each hash once; the jobs are used up
+WG_EXPORT void wg_sha256_digest(const WgSha256* hash, uint8_t* digest);

@@ -151,6 +151,30 @@ def test_pair_sums_are_within_a_rounding_of_the_exact_ones(entries: list[float])
     assert abs(Fraction(found.aa) - exact) <= exact * Fraction(1, 10**14) and found.aa == found.dd
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("aligned_dtype", [None, torch.float32, torch.float64])
+def test_what_an_edit_moved(
+    dtype: torch.dtype, aligned_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiled sums are the reference's to the bit, whatever the dtypes on both sides."""
+    draw = torch.Generator().manual_seed(3)
+    before, other = (torch.randn(7, 333, generator=draw).to(dtype) for _ in range(2))
+    after = torch.where(torch.rand(7, 333, generator=draw) < 0.1, other, before)
+    aligned = None if aligned_dtype is None else torch.randn(7, 333, generator=draw).to(aligned_dtype)
+    found = ops.moved(before, after, aligned)
+    monkeypatch.setenv("WEIGHTGUARD_NATIVE", "0")
+    assert found == ops.moved(before, after, aligned) == reference.moved(before, after, aligned)
+    assert found[0] == int((after != before).sum()) > 0 and len(found[1]) == (2 if aligned is None else 4)
+
+
+def test_what_an_edit_moved_out_of_range() -> None:
+    """Infinity is for the caller to refuse: the sums say so and do not pretend."""
+    before, after = torch.ones(2, 40), torch.ones(2, 40)
+    after[1, 3] = float("inf")
+    changed, squares = ops.moved(before, after)
+    assert changed == 1 and squares["change"] == [0.0, float("inf")]
+
+
 if __name__ == "__main__":
     load(sys.argv[1])
     with pytest.MonkeyPatch.context() as patch:

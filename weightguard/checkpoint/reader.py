@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -76,29 +76,23 @@ class Checkpoint:
 
         into: uint8 memory of at least its size to read into; without it, fresh memory.
         """
-        return self._read(self.info(name), self.info(name).shape, 0, into)
+        info = self.info(name)
+        with opened(self.directory, info.file) as descriptor:
+            return _read(descriptor, info, info.shape, 0, into)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows start..stop (along the first axis, as stored) and nothing else of the tensor."""
+        return next(self.row_blocks(name, [(start, stop)]))
+
+    def row_blocks(
+        self, name: str, blocks: Iterable[tuple[int, int]], into: torch.Tensor | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Rows start..stop of every block in turn, from a file that is opened once; each overwrites the last in `into`."""
         info = self.info(name)
-        rows = max(1, info.shape[0])
-        return self._read(info, (stop - start, *info.shape[1:]), start * (info.nbytes // rows), None)
-
-    def _read(self, info: TensorInfo, shape: tuple[int, ...], offset: int, into: torch.Tensor | None) -> torch.Tensor:
-        import torch
-
-        if info.dtype not in FLOATS:
-            raise UnsupportedError(
-                f"{info.file}: tensor {info.name!r} is {info.dtype}, not a float type that can be edited"
-            )
-        dtype = getattr(torch, _TORCH[info.dtype])
-        nbytes = prod(shape) * dtype.itemsize
-        memory = torch.empty(nbytes, dtype=torch.uint8) if into is None else into[:nbytes]
-        tensor = memory.view(dtype).reshape(shape)
-        flat = memoryview(memory.numpy()) if nbytes else memoryview(b"")
+        size = info.nbytes // max(1, info.shape[0])
         with opened(self.directory, info.file) as descriptor:
-            read_exactly(descriptor, flat, info.start + offset, info.file)
-        return tensor
+            for start, stop in blocks:
+                yield _read(descriptor, info, (stop - start, *info.shape[1:]), start * size, into)
 
     def stored(self, value: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) as files hold them, packed experts joined again, from `value` of every name in `tensors`."""
@@ -114,6 +108,23 @@ class Checkpoint:
 
         flat = self.read(name).reshape(-1)
         return hashlib.sha256(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"").hexdigest()
+
+
+def _read(
+    descriptor: int, info: TensorInfo, shape: tuple[int, ...], offset: int, into: torch.Tensor | None
+) -> torch.Tensor:
+    import torch
+
+    if info.dtype not in FLOATS:
+        raise UnsupportedError(
+            f"{info.file}: tensor {info.name!r} is {info.dtype}, not a float type that can be edited"
+        )
+    dtype = getattr(torch, _TORCH[info.dtype])
+    nbytes = prod(shape) * dtype.itemsize
+    memory = torch.empty(nbytes, dtype=torch.uint8) if into is None else into[:nbytes]
+    if nbytes:
+        read_exactly(descriptor, memoryview(memory.numpy()), info.start + offset, info.file)
+    return memory.view(dtype).reshape(shape)
 
 
 def read_exactly(descriptor: int, buffer: memoryview, offset: int, file: str) -> None:

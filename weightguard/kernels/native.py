@@ -18,7 +18,7 @@ import torch
 from weightguard.errors import SystemFailure, UsageError
 from weightguard.kernels.reference import SUMS, Choice, Pair, Taken
 
-ABI = 2
+ABI = 3
 ISAS = {"": 0, "portable": 1, "avx2": 2, "avx512": 3}
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NOT_FINITE, NO_MEMORY = 1, -1
@@ -166,14 +166,31 @@ def select_apply(weights: torch.Tensor, choice: Choice, aligned: torch.Tensor | 
 
 def pair_statistics(a: torch.Tensor, b: torch.Tensor) -> Pair:
     """See ops.pair_statistics."""
-    rows, columns = a.shape
-    sums = torch.zeros(len(SUMS), rows, dtype=torch.float64)
-    call = _Pair(a=_matrix(a), b=_matrix(b), rows=rows, columns=columns, dtype=DTYPES[a.dtype],
-                 **{key: _pointer(each) for key, each in zip(SUMS, sums, strict=True)})  # fmt: skip
-    if not _run("wg_pair", call):
+    call, sums = _pair(a, b)
+    if call is None:
         return Pair()
-    totals = {key: fsum(each.tolist()) for key, each in zip(SUMS, sums, strict=True)}
+    totals = {key: fsum(each.tolist()) for key, each in sums.items()}
     return Pair(**totals, largest=call.largest, changed=call.changed, finite=True)
+
+
+def moved(
+    before: torch.Tensor, after: torch.Tensor, aligned: torch.Tensor | None
+) -> tuple[int, dict[str, list[float]]] | None:
+    """See ops.moved; None where a value is NaN or infinite."""
+    call, sums = _pair(before, after)
+    squares = {"weight": sums["aa"], "change": sums["dd"]}
+    if aligned is not None:
+        squares |= {"before": _pair(before, aligned)[1]["dd"], "after": _pair(after, aligned)[1]["dd"]}
+    return None if call is None else (call.changed, {key: each.tolist() for key, each in squares.items()})
+
+
+def _pair(a: torch.Tensor, b: torch.Tensor) -> tuple[_Pair | None, dict[str, torch.Tensor]]:
+    """The call and its sums (rows,); no call where a value is NaN or infinite."""
+    rows, columns = a.shape
+    sums = dict(zip(SUMS, torch.zeros(len(SUMS), rows, dtype=torch.float64), strict=True))
+    call = _Pair(a=_matrix(a), b=_matrix(b), rows=rows, columns=columns, dtype=DTYPES[a.dtype],
+                 **{key: _pointer(each) for key, each in sums.items()})  # fmt: skip
+    return call if _run("wg_pair", call) else None, sums
 
 
 def square_sums(rows: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:

@@ -59,6 +59,16 @@ def _check_choice(weights: torch.Tensor, choice: Choice, aligned: torch.Tensor |
             raise ValueError(f"norms {tuple(norms.shape)} {norms.dtype} for {columns} columns; float32 is expected")
 
 
+def moved(
+    before: torch.Tensor, after: torch.Tensor, aligned: torch.Tensor | None = None
+) -> tuple[int, dict[str, list[float]]]:
+    """(entries that differ, row sums of squares as in Taken) of a row block (rows, in) before and after an edit."""
+    kind = before.dtype if aligned is None else torch.promote_types(before.dtype, aligned.dtype)
+    before, after, aligned = before.to(kind), after.to(kind), None if aligned is None else aligned.to(kind)
+    found = native.moved(before, after, aligned) if native.takes(before, after, aligned) else None
+    return found or reference.moved(before, after, aligned)
+
+
 def square_sums(inputs: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
     """Column sums of squares of `inputs` (..., in) over the positions where `counted` (...) is true; float64 (in,).
 

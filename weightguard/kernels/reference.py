@@ -210,6 +210,15 @@ def _work(tensor: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.float64 if weights.dtype == torch.float64 else torch.float32)
 
 
+def moved(
+    before: torch.Tensor, after: torch.Tensor, aligned: torch.Tensor | None
+) -> tuple[int, dict[str, list[float]]]:
+    """(entries that differ, row sums of squares as in Taken) of a row block (rows, in) before and after an edit."""
+    squares: dict[str, list[float]] = {kind: [] for kind in ("weight", "change", "before", "after")}
+    _add_squares(squares, before, after, aligned)
+    return int((after != before).sum()), {kind: rows for kind, rows in squares.items() if rows}
+
+
 def _add_squares(
     squares: dict[str, list[float]], before: torch.Tensor, after: torch.Tensor, origin: torch.Tensor | None
 ) -> None:

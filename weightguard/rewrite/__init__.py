@@ -1,7 +1,7 @@
 """Replays a plan on files: stream, apply, copy, hash, verify, publish. Knows no method."""
 
 from weightguard.checkpoint.writer import check_apart
-from weightguard.rewrite.apply import Change, apply
+from weightguard.rewrite.apply import Change
 from weightguard.rewrite.as_adapter import write_factors
 from weightguard.rewrite.card import totals
 from weightguard.rewrite.companions import check_companions
@@ -13,7 +13,7 @@ from weightguard.rewrite.stream import all_tensors
 from weightguard.rewrite.verify import Verified, verify_against, verify_output
 
 __all__ = [
-    "Change", "Manifest", "Options", "Stage", "Verified", "all_tensors", "apply", "check_apart", "check_companions",
+    "Change", "Manifest", "Options", "Stage", "Verified", "all_tensors", "check_apart", "check_companions",
     "check_space", "check_target", "counted", "identity", "publish_adapter", "rewrite", "totals", "verify_against", "verify_output",
     "write_factors",
 ]  # fmt: skip

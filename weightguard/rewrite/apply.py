@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -48,49 +48,74 @@ class Change:
         return {key: value for key, value in vars(self).items() if value is not None}
 
 
-def apply(edit: Edit | None, weights: Weights) -> Change:
-    """Write the edited tensor into `weights.stored` and measure the change. None merges an adapter and edits nothing."""
+@dataclass
+class Measured:
+    """What is known of a tensor after some of its row blocks: counts, and per kind of norm the sum of squares of each row.
+
+    Rows are summed by a fixed tree and added exactly (fsum), so the norms are the same bytes whatever the blocks are.
+    """
+
+    entries: int = 0
+    selected: int = 0
+    changed: int = 0
+    squares: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, entries: int, selected: int, changed: int, squares: Mapping[str, list[float]]) -> None:
+        self.entries += entries
+        self.selected += selected
+        self.changed += changed
+        for key, rows in squares.items():
+            self.squares.setdefault(key, []).extend(rows)
+
+    def change(self) -> Change:
+        norms = {_NORMS[key]: math.sqrt(math.fsum(rows)) for key, rows in self.squares.items()}
+        return Change(self.entries, self.selected, self.changed, **norms)
+
+
+def by_rows(edit: Edit | None) -> bool:
+    """Whether the edit does the same to every row, so that any block of rows can be edited without the others."""
+    return isinstance(edit, Scale) or (isinstance(edit, Select) and edit.group == "row" and edit.score != "random")
+
+
+def apply(edit: Edit | None, weights: Weights, measured: Measured) -> None:
+    """Write the edited weights into `weights.stored` and add what changed. None merges an adapter and edits nothing."""
     if isinstance(edit, Select) and edit.score != "random" and weights.update is None:
-        return _select(edit, weights)
-    change = Change(entries=weights.logical.numel())
-    squares: dict[str, list[float]] = {}
+        _select(edit, weights, measured)
+        return
     values = _values(edit, weights)
     for start, stop, mask in _masks(edit, weights):
         tuned = weights.tuned(start, stop)
         aligned = weights.aligned(start, stop) if weights.aligned else None
-        after = torch.where(mask, values(start, stop, tuned, aligned), tuned).to(weights.stored.dtype)
+        after = values(start, stop, tuned, aligned)
+        after = (after if mask is None else torch.where(mask, after, tuned)).to(weights.stored.dtype)
         before = tuned.to(weights.stored.dtype)
-        change.selected += int(mask.sum())
-        change.changed += int((after != before).sum())
-        _add_squares(squares, before, after, aligned)
+        selected = after.numel() if mask is None else int(mask.sum())
+        moved, squares = ops.moved(before, after, aligned)
+        measured.add(after.numel(), selected, moved, squares)
         weights.logical[start:stop] = after
-    for key, sums in squares.items():
-        setattr(change, key, math.sqrt(math.fsum(sums)))
-    return change
 
 
-def _select(edit: Select, weights: Weights) -> Change:
+def _select(edit: Select, weights: Weights, measured: Measured) -> None:
     """A scored selection on a full tensor, in one pass of the kernel that also measures."""
     norms, spare = (None if n is None else torch.tensor(n) for n in (edit.norms, edit.spare_norms))
     choice = Choice(edit.group, edit.k, norms, edit.spare_k, spare)
     taken = ops.select_apply(weights.logical, choice, weights.origin)
     if not taken.finite:
         raise CheckpointError(f"tensor {edit.tensor!r}: its scores leave the range of float32; look at the statistics")
-    change = Change(weights.logical.numel(), taken.selected, taken.changed)
-    for key, sums in taken.squares.items():
-        setattr(change, _NORMS[key], math.sqrt(math.fsum(sums)))
-    return change
+    measured.add(weights.logical.numel(), taken.selected, taken.changed, taken.squares)
 
 
-def _masks(edit: Edit | None, weights: Weights) -> Iterator[Tiled]:
-    """Which entries the edit takes, by row blocks that cover the tensor in order."""
+def _masks(edit: Edit | None, weights: Weights) -> Iterator[tuple[int, int, torch.Tensor | None]]:
+    """Which entries the edit takes, None for all, by row blocks that cover the tensor in order."""
     if isinstance(edit, Select):
         yield from _selected(edit, weights)
         return
-    whole = not (edit is None or (isinstance(edit, Scale) and edit.keep == 1))
+    nothing = edit is None or (isinstance(edit, Scale) and edit.keep == 1)
     marked = torch.tensor(bits.unpacked(edit.bits, weights.shape)) if isinstance(edit, Mask) else None
+    if nothing:
+        marked = torch.zeros(1, 1, dtype=torch.bool).expand(weights.shape)
     for start, stop in ops.tiles(weights.shape):
-        yield start, stop, torch.full((stop - start, weights.shape[1]), whole) if marked is None else marked[start:stop]
+        yield start, stop, None if marked is None else marked[start:stop]
 
 
 def _selected(edit: Select, weights: Weights) -> Iterator[Tiled]:
@@ -152,14 +177,3 @@ def _origin(of: str, tuned: torch.Tensor, aligned: torch.Tensor | None) -> torch
 def _scaled(keep: float, tuned: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
     # The two ends are exact; between them one rounding in the working dtype, one on storing.
     return {0.0: origin, 1.0: tuned}.get(keep, origin + keep * (tuned - origin))
-
-
-def _add_squares(sums: dict[str, list[float]], before: torch.Tensor, after: torch.Tensor, aligned: torch.Tensor | None):
-    # Rows are summed by a fixed tree and rows are added exactly (fsum), so the norms are the same bytes everywhere.
-    b, a = before.double(), after.double()
-    parts = {"weight_norm": b, "change_norm": a - b}
-    if aligned is not None:
-        origin = aligned.double()
-        parts |= {"update_norm_before": b - origin, "update_norm_after": a - origin}
-    for key, part in parts.items():
-        sums.setdefault(key, []).extend(ops.row_sums(part * part).tolist())

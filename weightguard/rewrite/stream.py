@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +13,10 @@ import torch
 from weightguard.checkpoint import Checkpoint, Header, TensorInfo, opened, read_exactly
 from weightguard.errors import CheckpointError
 from weightguard.kernels import ops
+from weightguard.kernels.sha256 import Data, Hash, sha256, update
 from weightguard.plan import Edit, Plan, ProjectDelta
-from weightguard.rewrite.apply import Change, apply
-from weightguard.weights import Memory, Sources, Weights, open_weights
+from weightguard.rewrite.apply import Change, Measured, apply, by_rows
+from weightguard.weights import Memory, Sources, Weights, open_blocks, open_weights
 
 CHUNK = 4 << 20
 Progress = Callable[[int], None]
@@ -36,27 +36,24 @@ class Written:
 
 
 class _Hashes:
-    """sha256 of a file before and after: one running hash until the first edited byte, then two."""
+    """sha256 of a file before and after (one running hash until the first edited byte, then two), each beside that of the
+    tensor at work: what belongs to several digests is fed to all of them at once."""
 
-    def __init__(self, enabled: bool) -> None:
-        self.before = self.after = hashlib.sha256() if enabled else None
+    def __init__(self) -> None:
+        self.before = self.after = sha256()
 
-    def both(self, data: bytes | memoryview) -> None:
-        if self.before is not None:
-            self.before.update(data)
-        if self.after is not None and self.after is not self.before:
-            self.after.update(data)
+    def both(self, data: Data, own: Hash | None = None) -> None:
+        files = [self.before] if self.before is self.after else [self.before, self.after]
+        update([(each, data) for each in (*files, *([own] if own is not None else []))])
 
-    def edited(self, before: memoryview) -> None:
-        """From here on the two sides differ: `before` goes into the input's hash, `after` is fed by `changed`."""
-        if self.before is not None:
-            if self.after is self.before:
-                self.after = self.before.copy()
-            self.before.update(before)
+    def edited(self, before: Data, own: Hash, *others: tuple[Hash, Data]) -> None:
+        """From here on the two sides differ: `before` belongs to the input's file, `after` is fed by `changed`."""
+        if self.after is self.before:
+            self.after = self.before.copy()
+        update([(self.before, before), (own, before), *others])
 
-    def changed(self, after: memoryview) -> None:
-        if self.after is not None:
-            self.after.update(after)
+    def changed(self, after: Data, own: Hash) -> None:
+        update([(self.after, after), (own, after)])
 
 
 def needs_edit(name: str, edits: Mapping[str, Edit], sources: Sources) -> bool:
@@ -66,7 +63,7 @@ def needs_edit(name: str, edits: Mapping[str, Edit], sources: Sources) -> bool:
 def edited(name: str, plan: Plan, sources: Sources) -> torch.Tensor:
     """The tensor as it will be written, in storage order."""
     weights = _open(name, plan, sources, None)
-    _apply(name, plan, weights)
+    _apply(name, plan, weights, Measured())
     return weights.stored
 
 
@@ -75,11 +72,17 @@ def _open(name: str, plan: Plan, sources: Sources, memory: Memory | None) -> Wei
     return open_weights(sources, name, with_aligned=plan.needs_aligned, with_unaligned=projected, memory=memory)
 
 
-def _apply(name: str, plan: Plan, weights: Weights) -> Change:
-    change = apply(plan.edits.get(name), weights)
+def _blocks(name: str, plan: Plan, sources: Sources, memory: Memory) -> Iterator[Weights]:
+    """The tensor in pieces as small as its edit allows."""
+    if by_rows(plan.edits.get(name)):
+        return open_blocks(sources, name, with_aligned=plan.needs_aligned, memory=memory)
+    return iter([_open(name, plan, sources, memory)])
+
+
+def _apply(name: str, plan: Plan, weights: Weights, measured: Measured) -> None:
+    apply(plan.edits.get(name), weights, measured)
     if not ops.is_finite(weights.stored):
         raise CheckpointError(f"tensor {name!r}: the edited values leave the range of {weights.stored.dtype}")
-    return change
 
 
 def all_tensors(plan: Plan, sources: Sources) -> Iterator[tuple[str, torch.Tensor]]:
@@ -112,37 +115,47 @@ def _write_file(
     hashing: bool,
 ) -> None:
     header = sources.model.headers[file]
-    hashes = _Hashes(hashing)
+    hashes = _Hashes() if hashing else None
     with opened(sources.model.directory, file) as source, path.open("xb", buffering=0) as out:
         before = os.fstat(source)
         _check_header(header, source, before, file)
         write_all(out.fileno(), header.raw)
-        hashes.both(header.raw)
+        if hashes is not None:
+            hashes.both(header.raw)
         for info in sources.model.by_file[file]:
             if needs_edit(info.name, plan.edits, sources):
-                _write_edited(info.name, plan, _open(info.name, plan, sources, memory), out.fileno(), hashes, written)
+                blocks = _blocks(info.name, plan, sources, memory)
+                _write_edited(info.name, plan, blocks, out.fileno(), hashes, written)
+            elif hashes is None:
+                _copy_range(info, source, out.fileno())
             else:
-                _copy(info, source, out.fileno(), hashes, written)
+                buffer = memoryview(memory.place("stored", CHUNK).numpy())[:CHUNK]
+                _copy(info, source, out.fileno(), buffer, hashes, written)
             progress(info.nbytes)
         os.fsync(out.fileno())
         _check_unchanged(before, source, sources.model, file)
-    if hashes.before is not None and hashes.after is not None:
+    if hashes is not None:
         written.files_in[file], written.files_out[file] = hashes.before.hexdigest(), hashes.after.hexdigest()
 
 
-def _write_edited(name: str, plan: Plan, weights: Weights, out: int, hashes: _Hashes, written: Written) -> None:
-    # The tensor is edited in the memory it was read into, so its input digest is taken before the edit.
-    data = _bytes_of(weights.stored)
-    hashes.edited(data)
-    if hashes.before is not None:
-        written.tensors_in[name] = hashlib.sha256(data).hexdigest()
+def _write_edited(
+    name: str, plan: Plan, blocks: Iterable[Weights], out: int, hashes: _Hashes | None, written: Written
+) -> None:
+    before, after, reference, measured = sha256(), sha256(), sha256(), Measured()
+    for weights in blocks:
+        data = _bytes_of(weights.stored)
+        if hashes is not None:  # the tensor is edited in the memory it was read into, so this comes before the edit
+            aligned = [] if weights.reference is None else [(reference, _bytes_of(weights.reference))]
+            hashes.edited(data, before, *aligned)
+        _apply(name, plan, weights, measured)
+        if hashes is not None:
+            hashes.changed(data, after)
+        write_all(out, data)
+    written.changes[name] = measured.change()
+    if hashes is not None:
+        written.tensors_in[name], written.tensors_out[name] = before.hexdigest(), after.hexdigest()
         if weights.reference is not None:
-            written.aligned[name] = hashlib.sha256(_bytes_of(weights.reference)).hexdigest()
-    written.changes[name] = _apply(name, plan, weights)
-    hashes.changed(data)
-    if hashes.after is not None:
-        written.tensors_out[name] = hashlib.sha256(data).hexdigest()
-    write_all(out, data)
+            written.aligned[name] = reference.hexdigest()
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -150,25 +163,22 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
 
 
-def _copy(info: TensorInfo, source: int, out: int, hashes: _Hashes, written: Written) -> None:
-    own = hashlib.sha256()
-    if hashes.before is None:
-        _copy_range(info, source, out)
-        return
+def _copy(info: TensorInfo, source: int, out: int, buffer: memoryview, hashes: _Hashes, written: Written) -> None:
+    own = sha256()
     for position in range(info.start, info.end, CHUNK):
-        buffer = bytearray(min(CHUNK, info.end - position))
-        read_exactly(source, memoryview(buffer), position, info.file)
-        _check_finite(info, buffer)
-        own.update(buffer)
-        hashes.both(memoryview(buffer))
-        write_all(out, buffer)
+        data = buffer[: min(CHUNK, info.end - position)]
+        read_exactly(source, data, position, info.file)
+        if not holds_numbers(info, data):
+            raise CheckpointError(f"{info.file}: tensor {info.name!r} holds NaN or infinity; the model is damaged")
+        hashes.both(data, own)
+        write_all(out, data)
     written.tensors_in[info.name] = written.tensors_out[info.name] = own.hexdigest()
 
 
-def _check_finite(info: TensorInfo, buffer: bytearray) -> None:
+def holds_numbers(info: TensorInfo, data: memoryview) -> bool:
+    """Whether no entry of these bytes of a tensor is NaN or infinite; what is not of a float type always holds numbers."""
     dtype = _FLOAT_VIEWS.get(info.dtype)
-    if dtype is not None and not ops.is_finite(torch.frombuffer(buffer, dtype=dtype)):
-        raise CheckpointError(f"{info.file}: tensor {info.name!r} holds NaN or infinity; the model is damaged")
+    return dtype is None or not data or ops.is_finite(torch.frombuffer(data, dtype=dtype))
 
 
 def _copy_range(info: TensorInfo, source: int, out: int) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from weightguard.checkpoint import FLOATS, Checkpoint, allowed_target, opened, read_exactly
+from weightguard.checkpoint import Checkpoint, TensorInfo, allowed_target, opened, read_exactly
 from weightguard.errors import CheckpointError, MismatchError
 from weightguard.kernels import ops
+from weightguard.kernels.sha256 import sha256, update
 from weightguard.rewrite.companions import all_names
 from weightguard.rewrite.manifest import NAME, Manifest, identity
-from weightguard.rewrite.stream import CHUNK
+from weightguard.rewrite.stream import CHUNK, holds_numbers
 from weightguard.weights import Sources, Weights, open_weights
 
 Progress = Callable[[int], None]
@@ -41,8 +42,9 @@ def verify_output(output: Checkpoint, manifest: Manifest, progress: Progress) ->
     for name, digest in manifest.outputs["files"].items():
         if name not in output.layout.files and _file_digest(output.directory, name) != digest:
             raise CheckpointError(f"{name}: its sha256 is not the one in {NAME}; the file was changed after the repair")
+    buffer = memoryview(bytearray(min(CHUNK, output.largest)))
     for file in output.layout.files:
-        _check_file(file, output, manifest, progress)
+        _check_file(file, output, manifest, buffer, progress)
     return Verified(len(manifest.outputs["files"]), len(output.tensors), len(manifest.edits), None, None)
 
 
@@ -66,29 +68,28 @@ def _file_digest(directory: Path, name: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_file(file: str, output: Checkpoint, manifest: Manifest, progress: Progress) -> None:
-    header = output.headers[file]
-    whole = hashlib.sha256(header.raw)
+def _check_file(file: str, output: Checkpoint, manifest: Manifest, buffer: memoryview, progress: Progress) -> None:
+    header, whole = output.headers[file], sha256()
+    whole.update(header.raw)
     with opened(output.directory, file) as descriptor:
         for info in output.by_file[file]:
-            own = hashlib.sha256()
-            for chunk in _chunks(descriptor, info.start, info.end, file):
-                own.update(chunk)
-                whole.update(chunk)
+            own, finite = sha256(), True
+            for chunk in _chunks(descriptor, info, buffer):
+                update([(own, chunk), (whole, chunk)])
+                finite = finite and (info.name not in manifest.edits or holds_numbers(info, chunk))
             if own.hexdigest() != manifest.outputs["tensors"][info.name]:
                 raise CheckpointError(f"{file}: tensor {info.name!r} is not what {NAME} says; its bytes were changed")
-            if info.name in manifest.edits and info.dtype in FLOATS and not ops.is_finite(output.read(info.name)):
+            if not finite:
                 raise CheckpointError(f"{file}: tensor {info.name!r} holds NaN or infinity")
             progress(info.nbytes)
     if whole.hexdigest() != manifest.outputs["files"][file]:
         raise CheckpointError(f"{file}: its header is not what {NAME} says")
 
 
-def _chunks(descriptor: int, start: int, end: int, file: str) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(min(CHUNK, end - start)))
-    for position in range(start, end, CHUNK):
-        view = buffer[: min(CHUNK, end - position)]
-        read_exactly(descriptor, view, position, file)
+def _chunks(descriptor: int, info: TensorInfo, buffer: memoryview) -> Iterator[memoryview]:
+    for position in range(info.start, info.end, CHUNK):
+        view = buffer[: min(CHUNK, info.end - position)]
+        read_exactly(descriptor, view, position, info.file)
         yield view
 
 
