@@ -39,15 +39,18 @@ def repair(
     dtype: str = "float32",
     threads: int | None = None,
     max_length: int = 2048,
+    max_memory: str | int | None = None,
     offline: bool = False,
     progress: Progress = silent,
     **options: Any,
 ) -> Repair:
     """Repair a checkpoint or an adapter and publish the result at `out`; the input is never touched.
 
-    options: the fields of the method (`weightguard.methods`). Errors: the tree in `weightguard.errors`.
+    options: the fields of the method (`weightguard.methods`). max_memory: as in `stats`. Errors: the tree in
+    `weightguard.errors`.
     """
     from weightguard.api.collect import Running
+    from weightguard.api.memory import as_bytes
     from weightguard.api.needs import Data
     from weightguard.api.repairing import Output, run_repair
 
@@ -59,7 +62,7 @@ def repair(
         strength=strength,
         data=Data(harmful, utility, safety, benign, text(stats), unaligned, text(neurons), limit),
         output=Output(text(out), force, dry_run, text(save_plan), verify_write, suggest),
-        running=Running(device, dtype, threads, max_length),
+        running=Running(device, dtype, threads, max_length, as_bytes(max_memory)),
         offline=offline,
         progress=progress,
     )
