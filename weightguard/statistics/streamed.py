@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
@@ -47,9 +47,10 @@ class StreamedModel:
         self._filler.check({info.name: info.shape for info in self._stored})
         self.model = self.inner = self._plain
         if adapter is not None:
-            self.model = load_adapted(_hollow(bare_model(checkpoint, dtype, device), device), adapter)
-            self.inner = self.model.get_base_model()
             self._trained = frozenset(_OF_PEFT.sub("", name.removeprefix(PREFIX)) for name in bypassing(adapter))
+            hollow = _hollow(bare_model(checkpoint, dtype, device), device, self._trained)
+            self.model = load_adapted(hollow, adapter)
+            self.inner = self.model.get_base_model()
         in_memory = match_linears(family_of(checkpoint.config), dict(self._plain.named_modules()))
         self._place = _before_layers(in_memory, self.block)
         self.stack: Any = self.inner.get_submodule(f"{self._place}{self.block}")
@@ -147,14 +148,14 @@ class StreamedModel:
         return self._read(name) if parts[0].name == name else torch.stack([self._read(part.name) for part in parts])
 
 
-def _hollow(model: Any, device: torch.device) -> Any:
-    """The model with matrices that have a device, as peft wants it, and one number as their memory."""
-    for module in model.modules():
+def _hollow(model: Any, device: torch.device, kept: Container[str]) -> Any:
+    """The model with matrices that have a device, as peft wants it, and one number as their memory, but for those `kept`."""
+    for path, module in model.named_modules():
         for name, held in module._parameters.items():
             if held is not None:
-                small = held.ndim < 2
-                zero = torch.zeros(held.shape if small else (), dtype=held.dtype, device=device)
-                module._parameters[name] = _parameter(zero if small else zero.expand(held.shape))
+                whole = held.ndim < 2 or f"{path}.{name}" in kept
+                zero = torch.zeros(held.shape if whole else (), dtype=held.dtype, device=device)
+                module._parameters[name] = _parameter(zero if whole else zero.expand(held.shape))
     return model
 
 
