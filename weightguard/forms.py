@@ -6,8 +6,8 @@ Record does not name are refused: a misspelt limit must not be a limit that is n
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,9 +100,9 @@ def _check_table(value: Mapping[str, Any], form: Table | Record, where: str) -> 
 
 
 def _is(value: Any, kind: type) -> bool:
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return type(value) is kind
+    if kind is float:  # not math.isfinite, which makes a float of an integer first
+        return type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max
+    return type(value) is kind and (type(value) is not int or abs(value) < 2**63)
 
 
 def _need(holds: bool, value: Any, wanted: str, where: str) -> None:
@@ -111,7 +111,10 @@ def _need(holds: bool, value: Any, wanted: str, where: str) -> None:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else str(value)
+    try:
+        text = repr(value) if isinstance(value, str) else str(value)
+    except ValueError:  # more digits than Python writes out
+        return "a number of thousands of digits"
     short = text if len(text) <= 60 else text[:60] + "..."
     return short if short.isprintable() else ascii(short)
 

@@ -68,16 +68,16 @@ def test_hidden_states_are_those_of_the_stock_model(family: str, batch_tokens: i
     batches = batched(rows(), batch_tokens) + batched(rows(1, 3), batch_tokens)
     whole = [forward(stock(directory), ids, attention).hidden_states for ids, attention, _ in batches]
     for layer in range(walk.layers):
-        for chunk, states in zip(walk._chunks, whole, strict=True):
-            assert (chunk.hidden == states[layer])[chunk.real].all(), f"layer {layer}"
+        for chunk, states in zip(walk.chunks, whole, strict=True):
+            assert (chunk.hidden.get() == states[layer])[chunk.real].all(), f"layer {layer}"
         walk.enter(layer)
         walk.leave()
     # what comes out of the last layer: the stock model shows it after its final norm only
     base = stock(directory).base_model
     norm = next(module for name, module in base.named_children() if name in NORMS)
-    for chunk, states in zip(walk._chunks, whole, strict=True):
+    for chunk, states in zip(walk.chunks, whole, strict=True):
         with torch.inference_mode():
-            assert (norm(chunk.hidden) == states[-1])[chunk.real].all()
+            assert (norm(chunk.hidden.get()) == states[-1])[chunk.real].all()
 
 
 @pytest.mark.parametrize("options", [{"tied": True}, {"headless": True}])
@@ -88,7 +88,7 @@ def test_tied_and_headless_checkpoints(options: dict[str, bool], checkpoint: Cal
     wanted = forward(stock(directory), ids, attention).hidden_states[1]
     walk.enter(0)
     walk.leave()
-    assert (walk._chunks[0].hidden == wanted)[attention.bool()].all()
+    assert (walk.chunks[0].hidden.get() == wanted)[attention.bool()].all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -160,12 +160,12 @@ def test_padding_behind_a_sliding_window_does_no_harm(family: str, checkpoint: C
 
 def test_only_one_layer_has_weights(checkpoint: Callable[..., Path]) -> None:
     walk, _source = walk_of(checkpoint("llama"), {"one": rows()})
-    assert all(p.is_meta for p in walk._model.parameters())
+    assert all(p.is_meta for p in walk.model.parameters())
     walk.enter(1)
-    real = {name for name, p in walk._model.named_parameters() if not p.is_meta}
-    assert real and all(name.startswith("layers.1.") for name in real)
+    real = {name for name, p in walk.model.named_parameters() if not p.is_meta}
+    assert real and all(name.startswith("model.layers.1.") for name in real)
     walk.leave()
-    assert all(p.is_meta for p in walk._model.parameters())
+    assert all(p.is_meta for p in walk.model.parameters())
 
 
 def test_a_missing_tensor_is_named(checkpoint: Callable[..., Path]) -> None:
@@ -185,7 +185,8 @@ def test_a_missing_tensor_is_named(checkpoint: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "family, said", [("mixtral", "experts"), ("deepseek_v3", "experts"), ("opt", "its layers lie deeper")]
+    "family, said",
+    [("mixtral", "experts"), ("deepseek_v3", "experts"), ("llava", "a vision tower"), ("opt", "its layers lie deeper")],
 )
 def test_what_is_not_walked_is_refused(family: str, said: str, checkpoint: Callable[..., Path]) -> None:
     with pytest.raises(UnsupportedError, match=said):

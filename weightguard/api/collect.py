@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from weightguard.api.memory import fit_walk
 from weightguard.api.subject import Subject
 from weightguard.checkpoint import FLOATS
 from weightguard.errors import DataError, UsageError
@@ -24,12 +25,16 @@ PUBLISHED = "PKU-Alignment/BeaverTails"
 
 @dataclass(frozen=True)
 class Running:
-    """How models are run: device, dtype of the forward pass, torch threads (None: every core this process may use)."""
+    """How models are run: device, dtype of the forward pass, torch threads (None: every core this process may use).
+
+    max_memory: bytes of anonymous memory that the process may hold, None: no limit.
+    """
 
     device: str = "cpu"
     dtype: str = "float32"
     threads: int | None = None
     max_length: int = 2048
+    max_memory: int | None = None
 
     @property
     def thread_count(self) -> int:
@@ -85,20 +90,24 @@ def encoded(
 def collect(subject: Subject, data: EncodedSet, running: Running, progress: Progress) -> InputNorms:
     """Input norms of every decoder linear of the tuned model, and of its adapter's factors where it has one."""
     from weightguard.data import check_vocabulary
-    from weightguard.statistics.forward import input_square_sums
-    from weightguard.statistics.loading import load_adapted, load_model, pinned_threads, vocabulary_rows
+    from weightguard.statistics.forward import batch_size
+    from weightguard.statistics.loading import dtype_of, pinned_threads
     from weightguard.statistics.norms import InputNorms
+    from weightguard.statistics.streaming import streamed_square_sums
+    from weightguard.statistics.walk import Walk
+
+    def report(layer: int, layers: int, done: int, total: int) -> None:
+        progress(f"calibrate: read (layer {layer} of {layers})", done, total)
 
     with pinned_threads(running.thread_count):
-        model = load_model(subject.model, dtype=running.dtype, device=running.device)
-        check_vocabulary(data, vocabulary_rows(model))
-        pairs = None
-        if subject.adapter is not None:
-            pairs = subject.factor_pairs()
-            model = load_adapted(model, subject.adapter)
-        sums = input_square_sums(
-            model, subject.model.config, subject.named, data.rows, lambda i, n: progress("calibrate", i, n), pairs
-        )
+        walk = Walk(
+            subject.model, None, {"rows": data.rows}, dtype=running.dtype, device=running.device,
+            batch_tokens=batch_size(dtype_of(running.dtype)), adapter=subject.adapter,
+        )  # fmt: skip
+        check_vocabulary(data, walk.vocabulary)
+        fit_walk(walk, running)
+        pairs = None if subject.adapter is None else subject.factor_pairs()
+        sums = streamed_square_sums(walk, subject.model.config, subject.named, report, pairs)
     _check_finite(sums, subject)
     return InputNorms(sums, data.counted_tokens, facts_of(data, subject, running))
 

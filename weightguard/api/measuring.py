@@ -89,20 +89,23 @@ def stats(
     dtype: str = "float32",
     threads: int | None = None,
     max_length: int = 2048,
+    max_memory: str | int | None = None,
     offline: bool = False,
     progress: Progress = silent,
 ) -> InputNorms:
     """Input norms of every decoder linear on `data` (None: the shipped harmful prompts), written to `out` if given.
 
-    Errors: DataError, CheckpointError, UnsupportedError, OutputError.
+    The model is run layer by layer; max_memory ("4GB", or bytes): the most anonymous memory that the process may hold,
+    hidden states wait in a temporary file where they must. Errors: DataError, CheckpointError, UnsupportedError, OutputError.
     """
     from weightguard.api.collect import Running, collect, encoded
+    from weightguard.api.memory import as_bytes
     from weightguard.api.subject import open_subject
     from weightguard.checkpoint.writer import check_free, write_file
 
     if out is not None:
         check_free(Path(out), force=force)
-    running = Running(device, dtype, threads, max_length)
+    running = Running(device, dtype, threads, max_length, as_bytes(max_memory))
     subject = open_subject(str(model), offline=offline, search=False)
     if out is not None:
         from weightguard.rewrite import check_apart

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightguard.api.behaviour import Behaviour, behaviour_inputs, left_behind, read_behaviour, refusals_by_category
 from weightguard.api.collect import Progress, Running
+from weightguard.api.memory import check_repair
 from weightguard.api.needs import Data, Notes, gather
 from weightguard.api.reporting import Report, changes_of
 from weightguard.api.strength import Calibration, planned, weakest
@@ -85,6 +86,7 @@ def run_repair(
     notes.add(*subject.notes)
     method = method.settled(subject.default_target(), adapter=subject.adapter is not None)
     notes.add(*_fallback_note(method, subject, options))
+    check_repair(method, subject, strength, running)
     inputs = gather(method, subject, data, running, notes, progress)
     behaviour = _behaviour(method, subject, data, running, notes)
     if behaviour is not None:

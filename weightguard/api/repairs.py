@@ -43,6 +43,7 @@ def repair(
     dtype: str = "float32",
     threads: int | None = None,
     max_length: int = 2048,
+    max_memory: str | int | None = None,
     offline: bool = False,
     progress: Progress = silent,
     **options: Any,
@@ -50,10 +51,11 @@ def repair(
     """Repair a checkpoint or an adapter and publish the result at `out`; the input is never touched.
 
     options: the fields of the method (`weightguard.methods`). validate: then measure it before and after, on the rows of
-    `evaluation` (ROLE=FILE), or on a part of `safety` that the repair does not see. Errors: the tree in
-    `weightguard.errors`.
+    `evaluation` (ROLE=FILE), or on a part of `safety` that the repair does not see. max_memory: as in `stats`. Errors: the
+    tree in `weightguard.errors`.
     """
     from weightguard.api.collect import Running
+    from weightguard.api.memory import as_bytes
     from weightguard.api.needs import Data
     from weightguard.api.proving import before_and_after, read_evaluation, shared_out
     from weightguard.api.repairing import Output, run_repair
@@ -61,7 +63,7 @@ def repair(
 
     data = Data(harmful, utility, safety, benign, text(stats), unaligned, text(neurons), limit)
     output = Output(text(out), force, dry_run, text(save_plan), verify_write, suggest)
-    running = Running(device, dtype, threads, max_length)
+    running = Running(device, dtype, threads, max_length, as_bytes(max_memory))
     if not validate:
         if evaluation:
             raise UsageError("--evaluation goes with --validate")

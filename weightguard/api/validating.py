@@ -226,7 +226,8 @@ def _cells(plan: Plan, asking: Asking, running: Running, offline: bool, progress
     """Every measurement of the validation, the plain ones first."""
     asked = plan.asked
     told = {key: value for key, value in vars(asking).items() if key != "cipher"}
-    settings = {**vars(running), "threads": running.thread_count}
+    settings = {"device": running.device, "dtype": running.dtype, "threads": running.thread_count,
+                "max_length": running.max_length}  # fmt: skip
     common = {"reference": asked.reference, "control": None, "attack": None, "sets": plan.sets, "judges": list(asked.judges),
               "disjoint_from": list(asked.disjoint_from), "asking": told, "running": settings, "offline": offline}  # fmt: skip
 

@@ -80,6 +80,7 @@ def inspect(
 @click.option("--limit", type=int, help="Take the first rows only.")
 @click.option("--force", is_flag=True, help="Replace the file.")
 @options.running
+@options.memory
 @options.common
 def stats(form: str, **values: Any) -> None:
     """Collect the input norms of every linear on a data set, for repairs with --stats."""
@@ -161,6 +162,7 @@ def neurons(context: click.Context, form: str, rank: bool, **values: Any) -> Non
 @options.of_methods
 @options.writing
 @options.running
+@options.memory
 @options.common
 def repair(form: str, **values: Any) -> None:
     """Repair MODEL and write the result, with its manifest and card, to OUT."""

@@ -38,6 +38,12 @@ def running(command: Command) -> Command:
     return command
 
 
+def memory(command: Command) -> Command:
+    """How much memory is used, for commands that run and repair a model part by part."""
+    text = "Keep the memory of the process below this, 4GB for example; refused where one layer takes more."
+    return click.option("--max-memory", metavar="SIZE", help=text)(command)
+
+
 def judging(command: Command) -> Command:
     """How models are asked and judged."""
     for decorate in (

@@ -20,23 +20,29 @@ if TYPE_CHECKING:
     import torch
 
     from weightguard.plan import Edit, Plan
-    from weightguard.statistics.subspace import Along, Projector
+    from weightguard.statistics.subspace import Along
 
 
 @dataclass(frozen=True)
 class _Module:
-    """One linear as measured. name: the tensor to edit. base: the full model's. along and projector: None for zeros."""
+    """One linear as measured. name: the tensor to edit. base: the full model's. along: None for an update of zero.
+
+    directed: there is a direction to project on; rank and keeps_all are its projector's. Nothing as large as a tensor is
+    kept, but of an adapter the projected lora_B.
+    """
 
     name: str
     base: str
     along: Along | None
-    projector: Projector | None
-    projected: torch.Tensor | None
+    directed: bool
+    rank: int | None = None
+    keeps_all: bool = False
+    projected: torch.Tensor | None = None
 
     @property
     def counts(self) -> bool:
         """A module with an update and a direction to project it on."""
-        return self.along is not None and self.projector is not None
+        return self.along is not None and self.directed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +53,7 @@ class SafeLora:
     PAPER: ClassVar[str] = "arXiv:2405.16833"
     NEEDS: ClassVar[tuple[str, ...]] = ("unaligned",)
     STRENGTH: ClassVar[tuple[str, ...]] = ("threshold", "number")
+    HOLDS: ClassVar[int] = 48  # see EntrySelection
 
     target: str | None = option(None, "factor: an adapter's lora_B is projected; delta: W - W_aligned is",
                                 ("delta", "factor"))  # fmt: skip
@@ -122,13 +129,13 @@ class SafeLora:
         found = projector(inputs.direction(base), self.projector, self.projector_rank, energy)
         update, gram = _update(inputs, name, base)
         if found is None:
-            return _Module(name, base, along(update, update, gram), None, None)
+            return _Module(name, base, along(update, update, gram), directed=False)
         projected = found.project(update)
-        seen = along(update, projected, gram)
-        return _Module(name, base, seen, found, projected if self.target == "factor" else None)
+        seen, kept = along(update, projected, gram), projected if self.target == "factor" else None
+        return _Module(name, base, seen, True, found.rank, found.keeps_all, kept)
 
     def _check_directions(self, modules: list[_Module]) -> None:
-        lost = next((m for m in modules if m.along is not None and m.projector is None), None)
+        lost = next((m for m in modules if m.along is not None and not m.directed), None)
         if lost is not None and self.no_alignment == "error":
             raise UsageError(
                 f"tensor {lost.base!r} is the same in the aligned and the unaligned model, so there is nothing to "
@@ -160,14 +167,14 @@ class SafeLora:
 
         if module.along is None:
             return None
-        if module.projector is None:
+        if not module.directed:
             of = "weight" if self.target == "factor" else "delta"
             return Scale(module.name, of, 0.0) if self.no_alignment == "drop" else None
         if not chosen:
             return None
         if module.projected is not None:
             return Replace(module.name, module.projected.float().numpy())
-        return ProjectDelta(module.name, "delta", self.projector, module.projector.rank)
+        return ProjectDelta(module.name, "delta", self.projector, module.rank)
 
     def _said(self, inputs: Inputs, module: _Module, chosen: bool) -> dict[str, Any]:
         linear = inputs.linears[module.name]
@@ -175,12 +182,12 @@ class SafeLora:
         said = {"layer": linear.layer, "role": linear.role, "shape": shape, "module": module.base, "projected": chosen}
         if module.along is None:
             return {**said, "skipped": "the update is zero"}
-        if module.projector is None:
+        if not module.directed:
             return {**said, "skipped": "alignment did not change this module", "update_left": _left(self.no_alignment)}
         return said | {
             "cosine": module.along.cosine,
             "kept": module.along.kept,
-            "rank": module.projector.rank,
+            "rank": module.rank,
             "update_norm": module.along.norm,
             "update_left": module.along.kept if chosen else 1.0,
         }
@@ -214,7 +221,7 @@ def _update(inputs: Inputs, name: str, base: str) -> tuple[torch.Tensor, torch.T
 def _notes(modules: list[_Module]) -> tuple[str, ...]:
     """What a reader of the result has to know: projectors that project nothing away, modules without an update."""
     notes = []
-    whole = [m for m in modules if m.projector and m.projector.keeps_all]
+    whole = [m for m in modules if m.keeps_all]
     if whole:
         notes.append(
             f"the exact projector of {len(whole)} modules (first: {whole[0].base}) keeps every direction and changes "

@@ -28,6 +28,7 @@ class EntrySelection:
     """Options of every method that takes entries. None means: the default of the target."""
 
     STRENGTH: ClassVar[tuple[str, ...]] = ("ratio",)
+    HOLDS: ClassVar[int] = 16  # bytes per entry of the largest tensor, for methods that hold no more of a model at once
 
     target: str | None = option(
         None,

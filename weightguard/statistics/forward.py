@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -34,10 +35,32 @@ def input_square_sums(
     model: a causal model, or a peft model with `pairs` (base tensor -> pair), which adds lora_A's and lora_B's inputs.
     Error: DataError naming a row that is longer than the model can read.
     """
-    sums: dict[str, torch.Tensor] = {}
-    hooked = _hooked(model, config, pairs)
-    run_hooked(model, config, hooked, rows, lambda *seen: _add(sums, *seen), progress, batch_tokens)
-    return {name: sums[key].cpu().numpy() for name, key in _keys(linears, pairs).items()}
+    found = SquareSums(model, config, linears, pairs)
+    run_hooked(model, config, found.hooked, rows, found.take, progress, batch_tokens)
+    return found.by_name()
+
+
+class SquareSums:
+    """Σ_t x_{t,j}² as it grows. `hooked`: key -> the module whose inputs `take` is to be given."""
+
+    def __init__(
+        self,
+        model: Any,
+        config: dict,
+        linears: Mapping[str, Linear],
+        pairs: Mapping[str, LoraPair] | None = None,
+    ) -> None:
+        self.hooked = _hooked(model, config, pairs)
+        self._keys = _keys(linears, pairs)
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def take(self, key: str, inputs: torch.Tensor, counted: torch.Tensor) -> None:
+        found = ops.square_sums(inputs.detach(), counted)
+        self._sums[key] = self._sums[key] + found if key in self._sums else found
+
+    def by_name(self) -> dict[str, numpy.ndarray]:
+        """On-disk tensor name -> float64 (in,)."""
+        return {name: self._sums[key].cpu().numpy() for name, key in self._keys.items()}
 
 
 def run_hooked(
@@ -49,26 +72,43 @@ def run_hooked(
     progress: Progress,
     batch_tokens: int = BATCH_TOKENS,
 ) -> None:
-    """Run the rows once; `take(key, inputs (rows, longest, in), counted (rows, longest))` sees what each module is given;
-    of experts it sees the tokens (n, in) sent to each of them, counted (n,).
+    """Run the rows once; `take` sees what each module is given, as in `watched`.
 
     Error: DataError naming a row that is longer than the model can read.
     """
     check_lengths(rows, config, model)
-    counted = torch.zeros(0, dtype=torch.bool)
-    handles = [
-        module.register_forward_pre_hook(lambda module, given, keys=keys: _see(module, given, keys, take, counted))
-        for module, keys in _by_module(hooked).items()
-    ]
-    try:
+    with watched(hooked, take) as count:
         done = 0
-        # Padding behind a sliding window sees no key; float64 attention answers that with NaN, which spreads: no padding then.
-        alone = model.dtype == torch.float64
-        for batch in batches(rows, 1 if alone else batch_tokens):
+        for batch in batches(rows, batch_size(model.dtype, batch_tokens)):
             ids, attention, counted = padded(batch, _device_of(model))
+            count(counted)
             _run(model, ids, attention)
             done += len(batch)
             progress(done, len(rows))
+
+
+def batch_size(dtype: torch.dtype, batch_tokens: int = BATCH_TOKENS) -> int:
+    """Padded tokens of a batch: one row in float64.
+
+    Padding behind a sliding window sees no key; float64 attention answers that with NaN, which spreads: no padding then.
+    """
+    return 1 if dtype == torch.float64 else batch_tokens
+
+
+@contextlib.contextmanager
+def watched(hooked: Mapping[str, torch.nn.Module], take: Take) -> Iterator[Callable[[torch.Tensor], None]]:
+    """While open, `take(key, inputs (rows, longest, in), counted (rows, longest))` sees what each module is given; of
+    experts it sees the tokens (n, in) sent to each of them, counted (n,).
+
+    Gives a function that is to be told, before each batch, which positions count.
+    """
+    now: list[torch.Tensor] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, given, keys=keys: _see(module, given, keys, take, now[0]))
+        for module, keys in _by_module(hooked).items()
+    ]
+    try:
+        yield lambda counted: now.__setitem__(slice(None), [counted])
     finally:
         for handle in handles:
             handle.remove()
@@ -104,11 +144,6 @@ def check_lengths(rows: Sequence[Encoded], config: dict, model: Any) -> None:
                 f"row {row.number} of the data has {len(row.ids)} tokens, but the model has positions for {most} only; "
                 f"give --max-length {most}, or shorter rows"
             )
-
-
-def _add(sums: dict[str, torch.Tensor], key: str, inputs: torch.Tensor, counted: torch.Tensor) -> None:
-    found = ops.square_sums(inputs.detach(), counted)
-    sums[key] = sums[key] + found if key in sums else found
 
 
 def _hooked(model: Any, config: dict, pairs: Mapping[str, LoraPair] | None) -> dict[str, torch.nn.Module]:

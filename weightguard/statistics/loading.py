@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,6 @@ def load_model(
     Experts run one after the other: grouped kernels know no float64. Code named by the config is never looked at.
     Errors: UnsupportedError, CheckpointError.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"--dtype {dtype}: must be one of {', '.join(DTYPES)}")
     config = model_config(checkpoint)
     path = None if state_dict is not None else str(checkpoint.directory)
     given: dict[str, Any] = {} if state_dict is None else {"state_dict": dict(state_dict)}
@@ -50,15 +49,14 @@ def load_model(
             kind = _class_of(config, classifier)
             _check_size(checkpoint, kind, config)
             model, said = kind.from_pretrained(
-                path, config=config, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True,
+                path, config=config, dtype=dtype_of(dtype), local_files_only=True, use_safetensors=True,
                 ignore_mismatched_sizes=True, output_loading_info=True, experts_implementation="eager", **given,
             )  # fmt: skip
-        except (MemoryError, CheckpointError):
+        except (MemoryError, CheckpointError, UsageError):
             raise
         except Exception as error:  # model classes trust their configs and fail in every way there is
             raise CheckpointError(f"{checkpoint.label}: transformers cannot load it: {_one_line(error)}") from error
-    apart = model.base_model is not model and not hasattr(config, "text_config")
-    _check_loaded(checkpoint, kind.base_model_prefix if apart else "", said)
+    _check_loaded(checkpoint, _prefix(model), said)
     return model.eval() if device == SPREAD else model.to(device_of(device)).eval()
 
 
@@ -103,26 +101,90 @@ def _check_loaded(checkpoint: Checkpoint, prefix: str, said: Mapping[str, Any]) 
         )
 
 
-def bare_decoder(checkpoint: Checkpoint, device: torch.device) -> Any:
-    """The stock decoder without head and without weights: parameters on the meta device, buffers as the class makes them.
+def bare_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
+    """The stock causal model in eval mode, parameters on the meta device, buffers as the class makes them.
 
     Errors: UnsupportedError, CheckpointError.
     """
-    from transformers import AutoModelForCausalLM
-
     config = model_config(checkpoint)
     with quiet(), _weightless():
         try:
-            kind = AutoModelForCausalLM._model_mapping[type(config)]
+            kind = _class_of(config, classifier=False)
             _check_size(checkpoint, kind, config)
-            model = kind(config).base_model.eval()
+            model = kind._from_config(config, dtype=dtype_of(dtype), experts_implementation="eager").eval()
         except (MemoryError, CheckpointError):
             raise
         except Exception as error:  # as in load_model
-            raise CheckpointError(f"{checkpoint.label}: transformers cannot build it: {_one_line(error)}") from error
+            raise CheckpointError(f"{checkpoint.label}: transformers cannot load it: {_one_line(error)}") from error
     for module in model.modules():  # not model.to(device), which would want to copy the parameters too
         module._buffers.update({name: held.to(device) for name, held in module._buffers.items() if held is not None})
     return model
+
+
+class Filler:
+    """Gives a model without weights the tensors of a checkpoint, as many at a time as it is told.
+
+    transformers' own loader does it, so that renamed, fused and packed tensors become what the model class wants.
+    """
+
+    def __init__(self, model: Any, checkpoint: Checkpoint, dtype: str) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.modeling_utils import LoadStateDictConfig
+
+        self._model, self._checkpoint = model, checkpoint
+        plan, mapping = model._get_dtype_plan(dtype_of(dtype)), get_model_conversion_mapping(model)
+        self._config = LoadStateDictConfig(
+            ignore_mismatched_sizes=True, dtype=dtype_of(dtype), dtype_plan=plan, weight_mapping=mapping
+        )
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Tensors of these shapes are what the model needs, no more is asked than that. Error: CheckpointError."""
+        self._fill({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, torch.device("meta"))
+        missing = set(self._said.missing_keys)
+        for pair in self._model.all_tied_weights_keys.items():
+            missing -= set(pair) if not missing.issuperset(pair) else set()
+        _check_loaded(self._checkpoint, _prefix(self._model), {"mismatched_keys": (), "missing_keys": missing})
+
+    def fill(self, tensors: Mapping[str, Callable[[], torch.Tensor]], device: torch.device) -> None:
+        """On-disk name -> a function that reads the tensor. Errors: CheckpointError, and those of reading."""
+        waiting = {name: _Lazy(read) for name, read in tensors.items()}
+        try:
+            self._fill(waiting, device)
+        finally:
+            failure = next((each.failure for each in waiting.values() if each.failure), None)
+            if failure is not None:
+                raise failure
+
+    def _fill(self, tensors: Mapping[str, Any], device: torch.device) -> None:
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+
+        config = dataclasses.replace(self._config, device_map={"": device})
+        with quiet():
+            self._said, _ = convert_and_load_state_dict_in_model(self._model, dict(tensors), config)
+        for said in self._said.conversion_errors.values():
+            raise CheckpointError(f"{self._checkpoint.label}: transformers cannot load it: {_one_line(said)}")
+        _check_loaded(self._checkpoint, "", {"mismatched_keys": self._said.mismatched_keys, "missing_keys": ()})
+
+
+class _Lazy:
+    """A tensor that is read when the loader asks for all of it; the loader makes text of every failure, this keeps it."""
+
+    def __init__(self, read: Callable[[], torch.Tensor]) -> None:
+        self._read = read
+        self.failure: Exception | None = None
+
+    def __getitem__(self, _: Any) -> torch.Tensor:
+        try:
+            return self._read()
+        except Exception as error:
+            self.failure = error
+            raise
+
+
+def _prefix(model: Any) -> str:
+    """What the names of the decoder begin with; empty where the class does not tell decoder and head apart."""
+    apart = model.base_model is not model and not hasattr(model.config, "text_config")
+    return model.base_model_prefix if apart else ""
 
 
 @contextlib.contextmanager
@@ -139,6 +201,13 @@ def _weightless() -> Iterator[None]:
         yield
     finally:
         torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The torch dtype of a forward pass. Error: UsageError."""
+    if name not in DTYPES:
+        raise UsageError(f"--dtype {name}: must be one of {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def device_of(name: str) -> torch.device:

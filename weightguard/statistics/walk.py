@@ -14,11 +14,12 @@ import torch
 
 from weightguard.checkpoint import Checkpoint, Linear, decoder_linears, family_of, sees
 from weightguard.data import Encoded
-from weightguard.errors import CheckpointError, UnsupportedError
+from weightguard.errors import UnsupportedError
 from weightguard.statistics.forward import BATCH_TOKENS, batches, check_lengths, padded
-from weightguard.statistics.loading import DTYPES, bare_decoder, device_of
+from weightguard.statistics.loading import device_of, dtype_of
+from weightguard.statistics.spill import Held, Spill, Spilled, back, waiting
+from weightguard.statistics.streamed import Read, StreamedModel
 
-Read = Callable[[str], torch.Tensor]
 Values = dict[str, torch.Tensor]
 
 
@@ -29,7 +30,7 @@ class _Reached(Exception):
     """All that was asked of a forward pass has been seen; the rest of it is not run."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Chunk:
     """Rows that run together. hidden: (rows, longest, width), the input of the layer at which the walk stands.
 
@@ -37,51 +38,157 @@ class Chunk:
     """
 
     role: str
-    hidden: torch.Tensor
+    hidden: Held | Spilled
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
     counted: torch.Tensor
     real: torch.Tensor
 
 
-class LayerWalk:
-    """One model over rows of several roles. For each layer: enter, then inputs and put as often as needed, then leave.
+class Walk:
+    """One model over rows of several roles. For each layer: enter, advance every chunk, drop.
 
-    read: on-disk tensor name -> tensor in storage order. Tensors are run in `dtype` on `device`, whatever they are
-    stored in. Errors: CheckpointError for a missing or misshapen tensor, DataError for a row that is too long.
+    read: on-disk tensor name -> tensor in storage order; None: as the files hold it. Tensors are run in `dtype` on
+    `device`. adapter: over the checkpoint, with modules of peft. Errors: CheckpointError for a missing or misshapen
+    tensor, DataError for a row that is too long.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        read: Read,
+        read: Read | None,
         rows: Mapping[str, Sequence[Encoded]],
         *,
         dtype: str = "float32",
         device: str = "cpu",
         batch_tokens: int = BATCH_TOKENS,
+        adapter: Checkpoint | None = None,
     ) -> None:
-        self._label, self._read = checkpoint.label, read
-        self._dtype, self._device = DTYPES[dtype], device_of(device)
-        self._family = family_of(checkpoint.config)
-        self._linears = decoder_linears(checkpoint.config, checkpoint.tensors)
-        _check_walkable(checkpoint, self._linears)
-        self._prefix = next(iter(self._linears)).partition(f"{self._family.block}.0.")[0]
-        self._model = bare_decoder(checkpoint, self._device)
-        if not hasattr(self._model, self._family.block):
-            raise UnsupportedError(NOT_WALKED.format(checkpoint.label, "its layers lie deeper than one step"))
+        self.checkpoint, self.dtype, self._device = checkpoint, dtype_of(dtype), device_of(device)
+        self._streamed = StreamedModel(checkpoint, read, dtype, self._device, adapter)
         for each in rows.values():
-            check_lengths(each, checkpoint.config, self._model)
-        self._chunks = self._started(rows, batch_tokens)
+            check_lengths(each, checkpoint.config, self._streamed.inner)
+        self._keep: Callable[[torch.Tensor], Held | Spilled] = Held
+        self._rows, self._batch_tokens = rows, batch_tokens
+        self._chunks: list[Chunk] | None = None
         self._index = -1
 
     @property
+    def model(self) -> Any:
+        """The model that runs; only the layer at which the walk stands has weights."""
+        return self._streamed.model
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the input embedding: the ids a forward pass accepts."""
+        return self._streamed.vocabulary
+
+    @property
     def layers(self) -> int:
-        return len(self._stack)
+        return len(self._streamed.stack)
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """All rows, first asked for in front of the first layer."""
+        if self._chunks is None:
+            self._chunks = self._started()
+        return self._chunks
+
+    @property
+    def batches(self) -> list[list[Encoded]]:
+        """The rows that will run together, chunk by chunk."""
+        return [batch for each in self._rows.values() for batch in batches(each, self._batch_tokens)]
+
+    def sizes(self, index: int) -> tuple[int, int]:
+        """(bytes in the files, parameters) of a layer."""
+        return self._streamed.sizes(index)
+
+    def spill(self) -> None:
+        """Let hidden states wait in a temporary file; to be said before the walk begins. Error then: OSError for a full disk."""
+        assert self._chunks is None
+        self._keep = Spill()
 
     def enter(self, index: int) -> None:
         """Take the weights of a layer in."""
+        assert self.chunks, "a walk needs rows"
         self._index = index
-        self._fill(self._layer, f"{self._family.block}.{index}.")
+        self._streamed.enter(index)
+
+    @torch.inference_mode()
+    def advance(self, chunk: Chunk) -> None:
+        """Run the layer on a chunk, which then stands in front of the next one."""
+        # Padding behind a sliding window sees no key at all, and some kernels then answer NaN, which would spread. Other
+        # padding stays: it takes a place among the tokens that are sent to an expert.
+        found = self._run(chunk)
+        lost = ~chunk.real & found.isnan().any(-1)
+        chunk.hidden.put(found.masked_fill(lost[..., None], 0))
+
+    def drop(self) -> None:
+        """Let go of the weights of the layer."""
+        self._streamed.leave(self._index)
+        self._index = -1
+
+    @property
+    def _layer(self) -> torch.nn.Module:
+        return self._streamed.stack[self._index]
+
+    def _run(self, chunk: Chunk) -> torch.Tensor:
+        args, kwargs = back(chunk.calls[self._index])
+        out = self._layer(chunk.hidden.get(), *args, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+    @torch.inference_mode()
+    def _started(self) -> list[Chunk]:
+        """Every row in front of the first layer."""
+        self._streamed.enter(None)
+        made = [
+            self._chunk(role, *padded(batch, self._device))
+            for role, each in self._rows.items()
+            for batch in batches(each, self._batch_tokens)
+        ]
+        self._streamed.leave(None)
+        return made
+
+    def _chunk(self, role: str, ids: torch.Tensor, attention: torch.Tensor, counted: torch.Tensor) -> Chunk:
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        first: list[torch.Tensor] = []
+
+        def passing(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            first.append(hidden_states)
+            calls.append((args, kwargs))
+            if len(calls) == self.layers:
+                raise _Reached
+            return hidden_states
+
+        for layer in self._streamed.stack:
+            layer.forward = passing
+        try:
+            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            inner = self._streamed.inner.base_model
+            inner(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False)
+        except _Reached:
+            pass
+        finally:
+            for layer in self._streamed.stack:
+                del layer.forward
+        return Chunk(role, self._keep(first[0]), waiting(calls, self._keep), counted, attention.bool())
+
+
+class LayerWalk(Walk):
+    """A walk that shows what each linear is given and gives back, and takes new weights for it.
+
+    For each layer: enter, then inputs and put as often as needed, then leave.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, read: Read, rows: Mapping[str, Sequence[Encoded]], **options: Any
+    ) -> None:
+        self._family = family_of(checkpoint.config)
+        self._linears = decoder_linears(checkpoint.config, checkpoint.tensors)
+        _check_walkable(checkpoint, self._linears)
+        super().__init__(checkpoint, read, rows, **options)
+        if not hasattr(self.model.base_model, self._family.block):
+            raise UnsupportedError(NOT_WALKED.format(checkpoint.label, "its layers lie deeper than one step"))
+        assert self.chunks  # hidden states are there before other models are loaded
 
     @torch.inference_mode()
     def leave(self, names: Sequence[str] = ()) -> list[tuple[str, Values]]:
@@ -90,20 +197,18 @@ class LayerWalk:
         Outputs are those of the counted positions, (n, out), with their bias.
         """
         found = []
-        for chunk in self._chunks:
+        for chunk in self.chunks:
             seen: Values = {}
             with self._hooks(names, lambda name, _, output, s=seen, c=chunk: s.update({name: output[c.counted]})):
-                # Padding behind a sliding window sees no key at all, and some kernels then answer NaN, which would spread.
-                chunk.hidden = self._run(chunk).masked_fill(~chunk.real[..., None], 0)
+                self.advance(chunk)
             found.append((chunk.role, seen))
-        self._layer.to("meta")
-        self._index = -1
+        self.drop()
         return found
 
     @torch.inference_mode()
     def inputs(self, name: str) -> Iterator[tuple[str, torch.Tensor]]:
         """(role, input (n, in) of the named linear at the counted positions), chunk by chunk, under the weights so far."""
-        for chunk in self._chunks:
+        for chunk in self.chunks:
             seen: list[torch.Tensor] = []
 
             def stop(_: Any, args: tuple[torch.Tensor, ...], seen: list = seen, chunk: Chunk = chunk) -> None:
@@ -123,81 +228,20 @@ class LayerWalk:
         """New weights (out, in) for a linear of this layer, in force from the next run on."""
         linear = self._linears[name]
         stored = values.T if linear.transposed else values
-        self._module(name).weight = _parameter(stored.contiguous().to(self._device, self._dtype))
+        self._module(name).weight = _parameter(stored.contiguous().to(self._device, self.dtype))
 
     def bias(self, name: str) -> torch.Tensor | None:
         """The bias (out,) of a linear of this layer, where it has one."""
         found = getattr(self._module(name), "bias", None)
         return None if found is None else found.detach()
 
-    @property
-    def _stack(self) -> torch.nn.ModuleList:
-        return getattr(self._model, self._family.block)
-
-    @property
-    def _layer(self) -> torch.nn.Module:
-        return self._stack[self._index]
-
     def _module(self, name: str) -> Any:
         linear: Linear = self._linears[name]
         assert linear.layer == self._index, f"the walk stands at layer {self._index}, {name} is elsewhere"
         return self._layer.get_submodule(self._family.linears[linear.role])
 
-    def _run(self, chunk: Chunk) -> torch.Tensor:
-        args, kwargs = chunk.calls[self._index]
-        out = self._layer(chunk.hidden, *args, **kwargs)
-        return out[0] if isinstance(out, tuple) else out
-
     def _hooks(self, names: Sequence[str], see: Callable[..., None]) -> _Hooks:
         return _Hooks([self._module(n).register_forward_hook(lambda _, a, o, n=n: see(n, a, o)) for n in names])
-
-    def _fill(self, module: torch.nn.Module, path: str, leave_out: str | None = None) -> None:
-        wanted = {k: p for k, p in module.named_parameters() if leave_out is None or not k.startswith(leave_out)}
-        tensors = {key: self._taken(f"{self._prefix}{path}{key}", held.shape) for key, held in wanted.items()}
-        module.load_state_dict(tensors, strict=False, assign=True)
-
-    def _taken(self, name: str, shape: torch.Size) -> torch.Tensor:
-        tensor = self._read(name)
-        if tensor.shape != shape:
-            raise CheckpointError(
-                f"{self._label}: tensor {name!r} is {list(tensor.shape)}, config.json makes it {list(shape)}"
-            )
-        return tensor.to(self._device, self._dtype)
-
-    @torch.inference_mode()
-    def _started(self, rows: Mapping[str, Sequence[Encoded]], batch_tokens: int) -> list[Chunk]:
-        """Every row in front of the first layer."""
-        self._fill(self._model, "", leave_out=f"{self._family.block}.")
-        made = [
-            self._chunk(role, *padded(batch, self._device))
-            for role, each in rows.items()
-            for batch in batches(each, batch_tokens)
-        ]
-        self._model.to("meta")
-        return made
-
-    def _chunk(self, role: str, ids: torch.Tensor, attention: torch.Tensor, counted: torch.Tensor) -> Chunk:
-        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        first: list[torch.Tensor] = []
-
-        def passing(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            first.append(hidden_states)
-            calls.append((args, kwargs))
-            if len(calls) == self.layers:
-                raise _Reached
-            return hidden_states
-
-        for layer in self._stack:
-            layer.forward = passing
-        try:
-            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            self._model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False)
-        except _Reached:
-            pass
-        finally:
-            for layer in self._stack:
-                del layer.forward
-        return Chunk(role, first[0], calls, counted, attention.bool())
 
 
 def _check_walkable(checkpoint: Checkpoint, linears: Mapping[str, Linear]) -> None:

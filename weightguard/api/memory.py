@@ -1,0 +1,81 @@
+"""--max-memory: what a run will hold is known before it begins; what does not fit is refused with what it would take."""
+
+from __future__ import annotations
+
+import re
+import resource
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightguard.errors import UsageError
+
+if TYPE_CHECKING:
+    from weightguard.api.collect import Running
+    from weightguard.api.subject import Subject
+    from weightguard.statistics.walk import Walk
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?) *([KMGT]?)(i?)B?", re.IGNORECASE)
+_REST = 64 << 20  # what a repair holds beside tensors
+
+
+def as_bytes(text: str | int | None) -> int | None:
+    """4GB, 512MiB or a number of bytes. Error: UsageError."""
+    if text is None:
+        return None
+    found = _SIZE.fullmatch(str(text).strip())
+    if found is None:
+        raise UsageError(f"--max-memory {text}: not a size such as 4GB or 512MB")
+    return int(float(found[1]) * (_BINARY if found[3] else _UNITS)[found[2].upper()])
+
+
+def fit_walk(walk: Walk, running: Running) -> None:
+    """Let the hidden states of a walk wait on disk where they do not fit beside a layer. Error: UsageError."""
+    from weightguard.statistics.room import bytes_at_work, bytes_waiting
+
+    if running.max_memory is None:
+        return
+    needed, waiting = held() + bytes_at_work(walk), bytes_waiting(walk)
+    _check(needed, running, "calibration with one layer of weights in memory")
+    if needed + waiting > running.max_memory:
+        walk.spill()
+
+
+def check_repair(method: Any, subject: Subject, strength: Any, running: Running) -> None:
+    """Refuse a repair that would hold more, before anything long starts. Error: UsageError."""
+    if running.max_memory is None:
+        return
+    per_entry = getattr(method, "HOLDS", None)
+    if per_entry is None or strength == "auto":
+        what = "--strength auto" if per_entry else f"--method {method.NAME}"
+        raise UsageError(
+            f"--max-memory: {what} holds a whole model, or all of its activations or edits; it is kept by repairs with a "
+            f"given strength by antidote, magnitude, random, scale and safe-lora"
+        )
+    largest = max((subject.model.info(name).numel for name in subject.named), default=0)
+    _check(held() + _REST + largest * per_entry, running, f"--method {method.NAME} on the largest tensor")
+
+
+def held() -> int:
+    """Bytes of anonymous memory that this process holds now."""
+    try:
+        return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) << 10
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def _check(needed: int, running: Running, what: str) -> None:
+    assert running.max_memory is not None
+    if needed > running.max_memory:
+        raise UsageError(
+            f"--max-memory {shown(running.max_memory)}: {what} takes about {shown(needed)}; give at least that much"
+        )
+
+
+def shown(size: int) -> str:
+    """Bytes in words, rounded up, so that what is asked for is enough."""
+    for unit, digits in (("GB", 9), ("MB", 6)):
+        if size >= 10**digits:
+            return f"{-(-size // 10 ** (digits - 1)) / 10:g} {unit}"
+    return f"{size} bytes"
