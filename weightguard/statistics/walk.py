@@ -7,7 +7,7 @@ pass their input on. The stock layer modules then take those, one by one, with w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class Chunk:
     """Rows that run together. hidden: (rows, longest, width), the input of the layer at which the walk stands.
 
     calls: what the model passes each layer besides (masks, rotary tables). counted, real: bool (rows, longest).
+    outputs: of linears of this layer that have run already; they do not run again.
     """
 
     role: str
@@ -41,11 +42,13 @@ class Chunk:
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
     counted: torch.Tensor
     real: torch.Tensor
+    outputs: Values = field(default_factory=dict)
 
 
 class LayerWalk:
     """One model over rows of several roles. For each layer: enter, then inputs and put as often as needed, then leave.
 
+    A linear multiplies a chunk once, however often the layer is run: what lies between linears is all that runs again.
     read: on-disk tensor name -> tensor in storage order. Tensors are run in `dtype` on `device`, whatever they are
     stored in. Errors: CheckpointError for a missing or misshapen tensor, DataError for a row that is too long.
     """
@@ -82,6 +85,8 @@ class LayerWalk:
         """Take the weights of a layer in."""
         self._index = index
         self._fill(self._layer, f"{self._family.block}.{index}.")
+        for name in self._here():
+            self._module(name).forward = self._once(name)
 
     @torch.inference_mode()
     def leave(self, names: Sequence[str] = ()) -> list[tuple[str, Values]]:
@@ -95,7 +100,10 @@ class LayerWalk:
             with self._hooks(names, lambda name, _, output, s=seen, c=chunk: s.update({name: output[c.counted]})):
                 # Padding behind a sliding window sees no key at all, and some kernels then answer NaN, which would spread.
                 chunk.hidden = self._run(chunk).masked_fill(~chunk.real[..., None], 0)
+            chunk.outputs.clear()
             found.append((chunk.role, seen))
+        for name in self._here():
+            del self._module(name).forward
         self._layer.to("meta")
         self._index = -1
         return found
@@ -124,6 +132,9 @@ class LayerWalk:
         linear = self._linears[name]
         stored = values.T if linear.transposed else values
         self._module(name).weight = _parameter(stored.contiguous().to(self._device, self._dtype))
+        for chunk in self._chunks:
+            if name in chunk.outputs:  # and with it whatever comes after it in a forward
+                chunk.outputs.clear()
 
     def bias(self, name: str) -> torch.Tensor | None:
         """The bias (out,) of a linear of this layer, where it has one."""
@@ -143,7 +154,22 @@ class LayerWalk:
         assert linear.layer == self._index, f"the walk stands at layer {self._index}, {name} is elsewhere"
         return self._layer.get_submodule(self._family.linears[linear.role])
 
+    def _here(self) -> list[str]:
+        return [name for name, linear in self._linears.items() if linear.layer == self._index]
+
+    def _once(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The forward of a linear that has been run on a chunk of this layer at most once since it was given weights."""
+        module = self._module(name)
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            if name not in self._running.outputs:
+                self._running.outputs[name] = type(module).forward(module, x)
+            return self._running.outputs[name]
+
+        return forward
+
     def _run(self, chunk: Chunk) -> torch.Tensor:
+        self._running = chunk
         args, kwargs = chunk.calls[self._index]
         out = self._layer(chunk.hidden, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
