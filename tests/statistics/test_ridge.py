@@ -15,12 +15,12 @@ def drawn(n: int, width: int, out: int, seed: int) -> tuple[torch.Tensor, torch.
     return torch.randn(n, width, generator=made), torch.randn(n, out, generator=made)
 
 
-def dense(blocks: list, penalty: float) -> numpy.ndarray:
-    """numpy's least squares on [√w X; √penalty I] M = [√w E; 0]."""
+def dense(blocks: list, penalty: float, toward: torch.Tensor) -> numpy.ndarray:
+    """numpy's least squares on [√w X; √penalty I] M = [√w Y; √penalty M₀]."""
     x = numpy.concatenate([(w**0.5) * x.double().numpy() for x, _, w in blocks])
     e = numpy.concatenate([(w**0.5) * e.double().numpy() for _, e, w in blocks])
     stacked = numpy.concatenate([x, penalty**0.5 * numpy.eye(x.shape[1])])
-    right = numpy.concatenate([e, numpy.zeros((x.shape[1], e.shape[1]))])
+    right = numpy.concatenate([e, penalty**0.5 * toward.numpy()])
     return numpy.linalg.lstsq(stacked, right, rcond=None)[0]
 
 
@@ -34,8 +34,9 @@ def test_equal_to_a_dense_solve(samples: int, penalty: float, dual: bool | None)
         half = len(x) // 2
         ridge.add(x[:half], e[:half], weight)
         ridge.add(x[half:], e[half:], weight)
-    wanted = dense(blocks, penalty)
-    found = ridge.solve(penalty).numpy()
+    toward = drawn(12, 5, 5, 2)[1].double()
+    wanted = dense(blocks, penalty, toward)
+    found = ridge.solve(penalty, toward).numpy()
     assert found.dtype == numpy.float64
     assert numpy.linalg.norm(found - wanted) <= 1e-9 * numpy.linalg.norm(wanted)
 
@@ -48,4 +49,4 @@ def test_no_ridge_and_dependent_samples_are_refused() -> None:
     ridge = Ridge(4, 4)
     ridge.add(torch.zeros(4, 4), torch.ones(4, 2), 1.0)
     with pytest.raises(DataError, match="larger --rho"):
-        ridge.solve(0.0)
+        ridge.solve(0.0, torch.zeros(4, 2))

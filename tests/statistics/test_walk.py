@@ -145,6 +145,35 @@ def test_new_weights_count_from_the_next_run_on(family: str, checkpoint: Callabl
         walk.leave()
 
 
+def test_a_linear_multiplies_a_chunk_once(checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    ran: list[int] = []
+    forward = torch.nn.Linear.forward
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: ran.append(id(self)) or forward(self, x))
+    walk, source = walk_of(checkpoint("llama"), {"one": rows()}, batch_tokens=60)
+    here = [name for name, linear in decoder_linears(source.config, source.tensors).items() if linear.layer == 0]
+    walk.enter(0)
+    for name in here:
+        list(walk.inputs(name))
+    walk.leave(here)
+    assert len(ran) == len(here) * len(walk._chunks) and len(set(ran)) == len(here)
+
+
+def test_weights_put_late_undo_what_was_run_with_the_old(checkpoint: Callable[..., Path]) -> None:
+    q = "model.layers.0.self_attn.q_proj.weight"
+    ends = []
+    for look_first in (False, True):
+        walk, _ = walk_of(checkpoint("llama"), {"one": rows()})
+        walk.enter(0)
+        if look_first:
+            list(walk.inputs("model.layers.0.mlp.down_proj.weight"))
+        walk.put(q, walk._module(q).weight.detach() * 3)
+        walk.leave()
+        ends.append(walk._chunks[0].hidden)
+    assert (ends[0] == ends[1]).all()
+
+
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])
 def test_padding_behind_a_sliding_window_does_no_harm(family: str, checkpoint: Callable[..., Path]) -> None:
     """Such positions see no key; in float64 their attention is NaN, which must not reach the rows they pad."""

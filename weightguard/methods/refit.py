@@ -132,18 +132,16 @@ def change(
 
     from weightguard.statistics.ridge import Ridge
 
-    stacked = torch.cat(list(aligned.values()))
-    width, total = stacked.shape[1], sum(positions.values())
+    toward = torch.cat(list(aligned.values())).T
+    width, total = len(toward), sum(positions.values())
     weight = {"safety": s / positions["safety"], "benign": 1 / positions["benign"]}
     ridge, power = Ridge(width, total), 0.0
     for part in site.samples():
-        outputs = torch.cat(list(part.wanted.values()), 1)
-        for x, y in zip(part.x.split(BLOCK), outputs.split(BLOCK), strict=True):
-            x = x.double()
-            ridge.add(x, y.double() - x @ stacked.T, weight[part.role])
+        for x, *y in zip(part.x.split(BLOCK), *(each.split(BLOCK) for each in part.wanted.values()), strict=True):
+            ridge.add(x, torch.cat(y, 1), weight[part.role])
             if part.role == "benign":
-                power += float((x * x).sum()) / (width * positions["benign"])
-    moved = ridge.solve(rho * power if power else rho).T
+                power += float(x.double().square().sum()) / (width * positions["benign"])
+    moved = (ridge.solve(rho * power if power else rho, toward) - toward).T
     rows = [len(each) for each in aligned.values()]
     said = {"positions": dict(positions), "solved": "dual" if ridge.dual else "primal", "input_power": power}
     return dict(zip(aligned, moved.split(rows), strict=True)), said

@@ -6,37 +6,54 @@ import torch
 
 from weightguard.errors import DataError
 
+STRIPE = 512  # columns of a Gram matrix that are summed at a time
+
 
 class Ridge:
-    """argmin_M Σ_i w_i ‖x_i M − e_i‖² + penalty ‖M‖²_F over samples x_i (in,), e_i (out,), taken block by block.
+    """argmin_M Σ_i w_i ‖x_i M − y_i‖² + penalty ‖M − M₀‖²_F over samples x_i (in,), y_i (out,), taken block by block.
 
-    With fewer samples than inputs the dual is solved, M = Zᵀ(ZZᵀ + penalty·I)⁻¹E with rows z_i = √w_i x_i, else the
-    primal, (ZᵀZ + penalty·I)⁻¹ZᵀE: cost min(n, in)³, the same M. `dual`: which of them; None decides by shape.
+    With fewer samples than inputs the dual is solved, M = M₀ + Zᵀ(ZZᵀ + penalty·I)⁻¹(F − ZM₀) with rows z_i = √w_i x_i
+    and f_i = √w_i y_i, else the primal, (ZᵀZ + penalty·I)⁻¹(ZᵀF + penalty·M₀): cost min(n, in)³, the same M. `dual`: which
+    of them; None decides by shape. The primal never multiplies samples by M₀.
     """
 
     def __init__(self, width: int, samples: int, *, dual: bool | None = None) -> None:
         self.dual = samples < width if dual is None else dual
+        self._width = width
         self._rows: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._gram: torch.Tensor | None = None
         self._right: torch.Tensor | None = None
 
-    def add(self, x: torch.Tensor, e: torch.Tensor, weight: float) -> None:
-        """Samples x (n, in) and e (n, out), each of the weight `weight`."""
-        z, f = x.double() * weight**0.5, e.double() * weight**0.5
+    def add(self, x: torch.Tensor, y: torch.Tensor, weight: float) -> None:
+        """Samples x (n, in) and y (n, out), each of the weight `weight`."""
+        z, f = x.double() * weight**0.5, y.double() * weight**0.5
         if self.dual:
             self._rows.append((z, f))
             return
-        gram, right = z.T @ z, z.T @ f
-        self._gram = gram if self._gram is None else self._gram + gram
-        self._right = right if self._right is None else self._right + right
+        if self._gram is None or self._right is None:
+            self._gram = z.new_zeros(self._width, self._width)
+            self._right = z.new_zeros(self._width, f.shape[1])
+        _add_gram(self._gram, z)
+        self._right.addmm_(z.T, f)
 
-    def solve(self, penalty: float) -> torch.Tensor:
-        """M (in, out), float64. Error: DataError when the penalty is too small for samples as dependent as these."""
-        if not self.dual:
-            assert self._gram is not None and self._right is not None
-            return _solved(self._gram, self._right, penalty)
-        z, f = (torch.cat(parts) for parts in zip(*self._rows, strict=True))
-        return z.T @ _solved(z @ z.T, f, penalty)
+    def solve(self, penalty: float, toward: torch.Tensor) -> torch.Tensor:
+        """M (in, out), float64; `toward`: M₀ of the same shape. To be called once: sums are used up.
+
+        Error: DataError when the penalty is too small for samples as dependent as these.
+        """
+        if self.dual:
+            z, f = (torch.cat(parts) for parts in zip(*self._rows, strict=True))
+            gram = z.new_zeros(len(z), len(z))
+            _add_gram(gram, z.T)
+            return toward + z.T @ _solved(gram, f - z @ toward, penalty)
+        assert self._gram is not None and self._right is not None
+        return _solved(self._gram, self._right.add_(toward, alpha=penalty), penalty)
+
+
+def _add_gram(gram: torch.Tensor, z: torch.Tensor) -> None:
+    """gram += zᵀz (in, in) of z (n, in), its lower triangle alone and a little more: a Cholesky factor looks at no other."""
+    for first in range(0, len(gram), STRIPE):
+        gram[first:, first : first + STRIPE].addmm_(z[:, first:].T, z[:, first : first + STRIPE])
 
 
 def _solved(gram: torch.Tensor, right: torch.Tensor, penalty: float) -> torch.Tensor:

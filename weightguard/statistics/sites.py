@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
 
 import torch
 
@@ -56,7 +56,10 @@ class SideBySide:
             wanted = [outputs for walk in (self.aligned, self.tuned) for outputs in _through(walk, layer, names)]
             self.repaired.enter(layer)
             for _, group in groupby(here, key=lambda linear: linear.site):
-                yield self._site(tuple(linear.tensor for linear in group), wanted)
+                site = tuple(linear.tensor for linear in group)
+                yield self._site(site, wanted)
+                for outputs, name in product(wanted, site):
+                    del outputs[name]  # a layer's outputs are many times its hidden states
             self.repaired.leave()
             self.progress("layers", layer + 1, self.repaired.layers)
 

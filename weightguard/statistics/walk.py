@@ -7,7 +7,7 @@ pass their input on. The stock layer modules then take those, one by one, with w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class Chunk:
     """Rows that run together. hidden: (rows, longest, width), the input of the layer at which the walk stands.
 
     calls: what the model passes each layer besides (masks, rotary tables). counted, real: bool (rows, longest).
+    outputs: of linears of this layer that have run already; they do not run again.
     """
 
     role: str
@@ -42,6 +43,7 @@ class Chunk:
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
     counted: torch.Tensor
     real: torch.Tensor
+    outputs: Values = field(default_factory=dict)
 
 
 class Walk:
@@ -176,7 +178,8 @@ class Walk:
 class LayerWalk(Walk):
     """A walk that shows what each linear is given and gives back, and takes new weights for it.
 
-    For each layer: enter, then inputs and put as often as needed, then leave.
+    For each layer: enter, then inputs and put as often as needed, then leave. A linear multiplies a chunk once, however
+    often the layer is run: what lies between linears is all that runs again.
     """
 
     def __init__(
@@ -190,6 +193,12 @@ class LayerWalk(Walk):
             raise UnsupportedError(NOT_WALKED.format(checkpoint.label, "its layers lie deeper than one step"))
         assert self.chunks  # hidden states are there before other models are loaded
 
+    def enter(self, index: int) -> None:
+        """Take the weights of a layer in."""
+        super().enter(index)
+        for name in self._here():
+            self._module(name).forward = self._once(name)
+
     @torch.inference_mode()
     def leave(self, names: Sequence[str] = ()) -> list[tuple[str, Values]]:
         """Run the layer on every chunk and drop its weights; (role, outputs) of the named linears, chunk by chunk.
@@ -201,7 +210,10 @@ class LayerWalk(Walk):
             seen: Values = {}
             with self._hooks(names, lambda name, _, output, s=seen, c=chunk: s.update({name: output[c.counted]})):
                 self.advance(chunk)
+            chunk.outputs.clear()
             found.append((chunk.role, seen))
+        for name in self._here():
+            del self._module(name).forward
         self.drop()
         return found
 
@@ -229,6 +241,9 @@ class LayerWalk(Walk):
         linear = self._linears[name]
         stored = values.T if linear.transposed else values
         self._module(name).weight = _parameter(stored.contiguous().to(self._device, self.dtype))
+        for chunk in self.chunks:
+            if name in chunk.outputs:  # and with it whatever comes after it in a forward
+                chunk.outputs.clear()
 
     def bias(self, name: str) -> torch.Tensor | None:
         """The bias (out,) of a linear of this layer, where it has one."""
@@ -239,6 +254,24 @@ class LayerWalk(Walk):
         linear: Linear = self._linears[name]
         assert linear.layer == self._index, f"the walk stands at layer {self._index}, {name} is elsewhere"
         return self._layer.get_submodule(self._family.linears[linear.role])
+
+    def _here(self) -> list[str]:
+        return [name for name, linear in self._linears.items() if linear.layer == self._index]
+
+    def _once(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The forward of a linear that has been run on a chunk of this layer at most once since it was given weights."""
+        module = self._module(name)
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            if name not in self._running.outputs:
+                self._running.outputs[name] = type(module).forward(module, x)
+            return self._running.outputs[name]
+
+        return forward
+
+    def _run(self, chunk: Chunk) -> torch.Tensor:
+        self._running = chunk
+        return super()._run(chunk)
 
     def _hooks(self, names: Sequence[str], see: Callable[..., None]) -> _Hooks:
         return _Hooks([self._module(n).register_forward_hook(lambda _, a, o, n=n: see(n, a, o)) for n in names])
