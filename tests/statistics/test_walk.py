@@ -157,7 +157,7 @@ def test_a_linear_multiplies_a_chunk_once(checkpoint: Callable[..., Path], monke
     for name in here:
         list(walk.inputs(name))
     walk.leave(here)
-    assert len(ran) == len(here) * len(walk._chunks) and len(set(ran)) == len(here)
+    assert len(ran) == len(here) * len(walk.chunks) and len(set(ran)) == len(here)
 
 
 def test_weights_put_late_undo_what_was_run_with_the_old(checkpoint: Callable[..., Path]) -> None:
@@ -170,7 +170,7 @@ def test_weights_put_late_undo_what_was_run_with_the_old(checkpoint: Callable[..
             list(walk.inputs("model.layers.0.mlp.down_proj.weight"))
         walk.put(q, walk._module(q).weight.detach() * 3)
         walk.leave()
-        ends.append(walk._chunks[0].hidden)
+        ends.append(walk.chunks[0].hidden.get())
     assert (ends[0] == ends[1]).all()
 
 
