@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from weightguard.kernels import native, reference
+from weightguard.kernels import device, native, reference
 from weightguard.kernels.reference import Choice, Keys, Mask, Pair, Taken
 
 score_keys = reference.score_keys
@@ -44,6 +44,9 @@ def select_apply(
     _check_choice(weights, choice, aligned)
     if native.takes(weights, aligned):
         return native.select_apply(weights, choice, aligned, measure)
+    plain = choice.group == "row" and choice.spare_norms is None and not measure
+    if plain and device.takes(weights, aligned):
+        return device.select_rows(weights, choice, aligned)
     return reference.select_apply(weights, choice, aligned, measure)
 
 
@@ -69,6 +72,8 @@ def square_sums(inputs: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"{tuple(counted.shape)} positions counted for inputs {tuple(inputs.shape)}")
     if native.takes(rows) and rows.stride(1) == 1 and chosen.is_cpu:
         return native.square_sums(rows, chosen)
+    if device.takes(rows):
+        return device.square_sums(rows, chosen)
     return reference.square_sums(rows, chosen)
 
 
@@ -87,6 +92,8 @@ def pair_statistics(a: torch.Tensor, b: torch.Tensor) -> Pair:
     a, b = _as_matrix(a), _as_matrix(b)
     if native.takes(a, b):
         return native.pair_statistics(a, b)
+    if device.takes(a, b):
+        return device.pair_statistics(a, b)
     return reference.pair_statistics(a, b)
 
 

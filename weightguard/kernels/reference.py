@@ -104,7 +104,7 @@ def row_sums(values: torch.Tensor) -> torch.Tensor:
     rows, columns = values.shape
     steps = -(-columns // LANES)
     work = torch.nn.functional.pad(values, (0, steps * LANES - columns)).view(rows, steps, LANES)
-    lanes = torch.zeros(rows, LANES, dtype=torch.float64)
+    lanes = torch.zeros(rows, LANES, dtype=torch.float64, device=values.device)
     for step in work.unbind(1):
         lanes += step
     width = LANES
