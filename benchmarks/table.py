@@ -20,25 +20,28 @@ import timer
 import torch
 
 
-def kernel_rows(rounds: int, smoke: bool) -> list[dict]:
+def kernel_rows(dtypes: list[str], rounds: int, smoke: bool) -> list[dict]:
     rows = []
-    for dtype in (torch.bfloat16, torch.float32):
+    for name in dtypes:
         for bench in (bench_select, bench_stats):
-            name = str(dtype).removeprefix("torch.")
-            rows += [{**row, "work": f"{row['work']}, {name}"} for row in bench.measured(dtype, rounds, smoke)]
+            found = bench.measured(getattr(torch, name), rounds, smoke)
+            rows += [{**row, "work": f"{row['work']}, {name}"} for row in found]
+            timer.print_lines(rows[-len(found) :])
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dtypes", default="bfloat16,float32")
     parser.add_argument("--kernels", action="store_true", help="leave the rewrite out")
     parser.add_argument("--smoke", action="store_true", help="small, for CI: equality, and that it runs")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     timer.print_machine()
-    timer.print_rows(kernel_rows(1 if options.smoke else options.rounds, options.smoke), judged=not options.smoke)
+    rows = kernel_rows(options.dtypes.split(","), 1 if options.smoke else options.rounds, options.smoke)
+    timer.print_table(rows, judged=not options.smoke)
     if not (options.kernels or options.smoke):
         subprocess.run([sys.executable, Path(__file__).with_name("bench_rewrite.py")], check=True)
 

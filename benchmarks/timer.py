@@ -126,10 +126,19 @@ def _lines(path: str) -> list[str]:
 
 
 def print_rows(rows: Iterable[Mapping[str, object]], *, judged: bool = True) -> None:
-    """One JSON line a row, then the same as a table. A row: see `row`. Limits are for full sizes: judged or not."""
+    """One JSON line a row, then the same as a table."""
     rows = list(rows)
+    print_lines(rows)
+    print_table(rows, judged=judged)
+
+
+def print_lines(rows: Iterable[Mapping[str, object]]) -> None:
     for row in rows:
-        print(json.dumps(row))
+        print(json.dumps(row), flush=True)
+
+
+def print_table(rows: Iterable[Mapping[str, object]], *, judged: bool = True) -> None:
+    """A row: see `row`. Limits are for full sizes: judged or not."""
     print(f"\n| {'work':36} | {'kernels':9} | {'CPU ms':>8} | {'ratio':>7} | {'limit':>9} | {'met':3} | against")
     for row in rows:
         limit = "" if row["limit"] is None else f"{'>=' if row.get('least') else '<='} {row['limit']:.2f}"

@@ -10,7 +10,7 @@
 #define WG_EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int32_t WG_ABI = 2;
+constexpr int32_t WG_ABI = 3;
 
 enum WgDtype : int32_t { WG_F32 = 0, WG_BF16 = 1, WG_F16 = 2 };
 enum WgIsa : int32_t { WG_AUTO = 0, WG_PORTABLE = 1, WG_AVX2 = 2, WG_AVX512 = 3 };
@@ -66,3 +66,9 @@ WG_EXPORT int32_t wg_pair(WgPair* call);
 WG_EXPORT int32_t wg_squares(WgSquares* call);
 WG_EXPORT int32_t wg_products(WgProducts* call);
 WG_EXPORT int32_t wg_finite(const void* data, int64_t count, int32_t dtype, int32_t threads, int32_t isa);
+
+// Keys are int32 and not negative. mask (rows, columns): 1 for exactly k of every row, ties by lowest column.
+WG_EXPORT int32_t wg_key_rows(const int32_t* keys, int64_t rows, int64_t columns, int64_t k, uint8_t* mask, int32_t isa);
+// counts (bins,) grows by the number of keys in each bin: (key >> shift) − first, where that is below `bins`.
+WG_EXPORT int32_t wg_key_counts(const int32_t* keys, int64_t count, int32_t shift, int32_t first, int64_t bins,
+                                int64_t* counts);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -12,18 +12,29 @@ from weightguard.kernels.reference import Choice, Keys, Mask, Pair, Taken
 
 score_keys = reference.score_keys
 random_keys = reference.random_keys
-threshold = reference.threshold
 row_sums = reference.row_sums
 tiles = reference.tiles
+
+
+def threshold(blocks: Callable[[], Iterable[torch.Tensor]], k: int) -> tuple[int, int]:
+    """(value, ties): of all keys the k largest are those above `value` and the first `ties` equal to it; k positive.
+
+    `blocks` gives int32 keys on the CPU, none negative, piece by piece and twice.
+    """
+    return reference.threshold(blocks, k, native.key_counts if native.compiled() else None)
 
 
 def masks(keys: Keys, shape: tuple[int, int], k: int, group: str) -> Iterator[Mask]:
     """Tiles (start, stop, bool mask) of a selection over `shape` (out, in).
 
-    `group` "row" takes exactly k of every row, "matrix" exactly k of all entries; `keys(start, stop)` gives int32 keys.
+    `group` "row" takes exactly k of every row, "matrix" exactly k of all entries; `keys(start, stop)` gives int32 keys,
+    contiguous on the CPU.
     """
-    of_group = reference.row_masks if group == "row" else reference.matrix_masks
-    return of_group(keys, shape, k)
+    if group == "row":
+        row_mask = native.row_mask if native.compiled() else reference.row_mask
+        return ((start, stop, row_mask(keys(start, stop), k)) for start, stop in tiles(shape))
+    value, ties = threshold(lambda: (keys(*tile) for tile in tiles(shape)), k) if k else reference.NOTHING
+    return reference.matrix_masks(keys, shape, value, ties)
 
 
 def packed(mask: torch.Tensor) -> torch.Tensor:
