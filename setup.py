@@ -2,8 +2,11 @@
 installs all the same and runs its torch reference."""
 
 from glob import glob
+from pathlib import Path
+from shutil import copy
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 FLAGS = [
     "-std=c++17",
@@ -14,7 +17,22 @@ FLAGS = [
     "-pthread",
 ]  # sums must round as torch's do
 
+
+class WithCudaSources(build_py):
+    """The CUDA kernels are compiled where they run, so their sources travel as data of the package."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        place = Path(self.build_lib, "weightguard", "kernels", "cuda")
+        place.mkdir(parents=True, exist_ok=True)
+        for source in sorted(glob("cpp_ext/cuda/*.cu*")):
+            copy(source, place)
+
+
 setup(
+    cmdclass={"build_py": WithCudaSources},
     ext_modules=[
         Extension(
             "weightguard.kernels._native",
@@ -25,5 +43,5 @@ setup(
             language="c++",
             optional=True,
         )
-    ]
+    ],
 )

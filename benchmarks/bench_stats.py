@@ -1,4 +1,4 @@
-"""Column sums of squares against the forward they ride on, pair statistics and the finite check against reading.
+"""Column sums of squares against the forward they ride on; pair statistics, Safe LoRA and the finite check against reading.
 
     python benchmarks/bench_stats.py                 # bf16, about a minute
     python benchmarks/bench_stats.py --dtype float32
@@ -8,8 +8,6 @@ One thread, CPU time, best of the rounds. Every implementation is checked agains
 """
 
 from __future__ import annotations
-
-import argparse
 
 import timer
 import torch
@@ -54,20 +52,37 @@ def pair_rows(shape: tuple[int, int], dtype: torch.dtype, rounds: int) -> list[d
     ]  # fmt: skip
 
 
+def safe_lora_rows(size: int, rank: int, dtype: torch.dtype, rounds: int) -> list[dict]:
+    """C·B, with the Gram terms it goes through, against reading both matrices and against forming C = V·Vᵀ first."""
+    a = torch.randn(size, size).to(dtype)
+    b, same, x = (a.float() + 0.01 * torch.randn(size, size)).to(dtype), a.clone(), torch.randn(size, rank)
+    exact = formed(a.double(), b.double(), x.double())
+    kernels = timer.implementations()
+    works = {name: timer.under(name, lambda: ops.difference_products(a, b, x)[1]) for name in kernels}
+    for name, work in works.items():
+        assert float((work() - exact).norm() / exact.norm()) < 1e-6, name
+    found = timer.best({"read": lambda: timer.read_both(a, same), **works}, rounds)
+    slow = timer.best({"formed": lambda: formed(a.float(), b.float(), x)}, 1)["formed"]
+    name = f"Safe LoRA, d = {size}, r = {rank}"
+    rows = [timer.row(name, each, found[each].cpu, found["read"].cpu, "reading two", 3.0 if each == kernels[0] else None)
+            for each in kernels]  # fmt: skip
+    return [*rows, timer.row("C formed, float32", "torch", slow.cpu, found[kernels[0]].cpu, name, 60, least=True)]
+
+
+def formed(a: torch.Tensor, b: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    v = a - b
+    return (v @ v.T) @ x
+
+
+def measured(dtype: torch.dtype, rounds: int, smoke: bool) -> list[dict]:
+    """All rows of this benchmark, one thread."""
+    tokens, width, shape = (64, 96, (64, 1100)) if smoke else (2048, 4096, (4096, 11008))
+    return [*square_rows(tokens, width, dtype, rounds), *safe_lora_rows(width, 16, dtype, rounds),
+            *pair_rows(shape, dtype, rounds)]  # fmt: skip
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--smoke", action="store_true", help="small, for CI: equality, and that it runs")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    timer.print_machine()
-    dtype = getattr(torch, options.dtype)
-    tokens, width, shape, rounds = (
-        (64, 96, (64, 1100), 1) if options.smoke else (2048, 4096, (4096, 11008), options.rounds)
-    )
-    timer.print_rows([*square_rows(tokens, width, dtype, rounds), *pair_rows(shape, dtype, rounds)])
+    timer.run(__doc__, measured)
 
 
 if __name__ == "__main__":

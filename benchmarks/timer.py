@@ -6,6 +6,7 @@ others: a ratio within a round holds where a time does not.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import os
@@ -124,19 +125,54 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def print_rows(rows: Iterable[Mapping[str, object]]) -> None:
-    """One JSON line a row, then the same as a table. A row: work, kernels, ms, against, ratio, limit or None."""
+def print_rows(rows: Iterable[Mapping[str, object]], *, judged: bool = True) -> None:
+    """One JSON line a row, then the same as a table."""
     rows = list(rows)
-    for row in rows:
-        print(json.dumps(row))
-    print(f"\n| {'work':44} | {'kernels':9} | {'CPU ms':>8} | {'ratio':>7} | {'limit':>7} | against")
-    for row in rows:
-        limit = "" if row["limit"] is None else f"{row['limit']:.2f}"
-        print(
-            f"| {row['work']:44} | {row['kernels']:9} | {row['ms']:8.2f} | {row['ratio']:7.2f} | {limit:>7} | {row['against']}"
-        )
+    print_lines(rows)
+    print_table(rows, judged=judged)
 
 
-def row(work: str, kernels: str, seconds: float, floor: float, against: str, limit: float | None = None) -> dict:
+def print_lines(rows: Iterable[Mapping[str, object]]) -> None:
+    for row in rows:
+        print(json.dumps(row), flush=True)
+
+
+def print_table(rows: Iterable[Mapping[str, object]], *, judged: bool = True) -> None:
+    """A row: see `row`. Limits are for full sizes: judged or not."""
+    print(f"\n| {'work':36} | {'kernels':9} | {'CPU ms':>8} | {'ratio':>7} | {'limit':>9} | {'met':3} | against")
+    for row in rows:
+        limit = "" if row["limit"] is None else f"{'>=' if row.get('least') else '<='} {row['limit']:.2f}"
+        print(f"| {row['work']:36} | {row['kernels']:9} | {row['ms']:8.2f} | {row['ratio']:7.2f} | {limit:>9} "
+              f"| {met(row) if judged else '':3} | {row['against']}")  # fmt: skip
+
+
+def met(row: Mapping[str, object]) -> str:
+    """ "yes", "no", or nothing where no limit is set."""
+    if row["limit"] is None:
+        return ""
+    ratio, limit = float(str(row["ratio"])), float(str(row["limit"]))
+    return "yes" if (ratio >= limit if row.get("least") else ratio <= limit) else "no"
+
+
+def row(
+    work: str, kernels: str, seconds: float, floor: float, against: str, limit: float | None = None, least: bool = False
+) -> dict:
+    """Times of the floor that the work takes; `limit` at most, with `least` at least."""
     return {"work": work, "kernels": kernels, "ms": round(seconds * 1e3, 3), "against": against,
-            "ratio": round(seconds / floor, 3), "limit": limit}  # fmt: skip
+            "ratio": round(seconds / floor, 4), "limit": limit, "least": least}  # fmt: skip
+
+
+def run(doc: str | None, measured: Callable[[torch.dtype, int, bool], list[dict]]) -> None:
+    """The command line of a kernel benchmark: measured(dtype, rounds, smoke) gives its rows."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--smoke", action="store_true", help="small, for CI: equality, and that it runs")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    print_machine()
+    print_rows(
+        measured(getattr(torch, options.dtype), 1 if options.smoke else options.rounds, options.smoke),
+        judged=not options.smoke,
+    )

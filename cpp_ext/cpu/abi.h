@@ -10,7 +10,7 @@
 #define WG_EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int32_t WG_ABI = 3;
+constexpr int32_t WG_ABI = 4;
 
 enum WgDtype : int32_t { WG_F32 = 0, WG_BF16 = 1, WG_F16 = 2 };
 enum WgIsa : int32_t { WG_AUTO = 0, WG_PORTABLE = 1, WG_AVX2 = 2, WG_AVX512 = 3 };
@@ -82,3 +82,9 @@ WG_EXPORT int32_t wg_finite(const void* data, int64_t count, int32_t dtype, int3
 WG_EXPORT int32_t wg_sha256_here();  // whether this machine has the SHA instructions, without which the next two must not be called
 WG_EXPORT void wg_sha256_update(WgHashed* jobs, int32_t count);  // each hash once; the jobs are used up
 WG_EXPORT void wg_sha256_digest(const WgSha256* hash, uint8_t* digest);
+
+// Keys are int32 and not negative. mask (rows, columns): 1 for exactly k of every row, ties by lowest column.
+WG_EXPORT int32_t wg_key_rows(const int32_t* keys, int64_t rows, int64_t columns, int64_t k, uint8_t* mask, int32_t isa);
+// counts (bins,) grows by the number of keys in each bin: (key >> shift) − first, where that is below `bins`.
+WG_EXPORT int32_t wg_key_counts(const int32_t* keys, int64_t count, int32_t shift, int32_t first, int64_t bins,
+                                int64_t* counts);

@@ -10,6 +10,8 @@ WgStatus select(WgSelect& call, const Table& table);
 WgStatus pair(WgPair& call, const Table& table);
 WgStatus squares(WgSquares& call, const Table& table);
 WgStatus products(WgProducts& call, const Table& table);
+WgStatus key_rows(const int32_t* keys, int64_t rows, int64_t columns, int64_t k, uint8_t* mask, const Table& table);
+WgStatus key_counts(const int32_t* keys, int64_t count, int32_t shift, int32_t first, int64_t bins, int64_t* counts);
 WgStatus finite(const void* data, int64_t count, int32_t dtype, int threads, const Table& table);
 
 const Table* table_of(int32_t isa) {
@@ -67,4 +69,16 @@ int32_t wg_products(WgProducts* c) {
 int32_t wg_finite(const void* data, int64_t count, int32_t dtype, int32_t threads, int32_t isa) {
     return wg::guarded(wg::known(dtype), isa,
                        [&](const wg::Table& table) { return wg::finite(data, count, dtype, threads, table); });
+}
+
+int32_t wg_key_rows(const int32_t* keys, int64_t rows, int64_t columns, int64_t k, uint8_t* mask, int32_t isa) {
+    return wg::guarded(k >= 0 && k <= columns, isa, [&](const wg::Table& table) {
+        return wg::key_rows(keys, rows, columns, k, mask, table);
+    });
+}
+
+int32_t wg_key_counts(const int32_t* keys, int64_t count, int32_t shift, int32_t first, int64_t bins, int64_t* counts) {
+    const bool sound = shift >= 0 && shift < 32 && bins >= 0;
+    return wg::guarded(sound, WG_AUTO,
+                       [&](const wg::Table&) { return wg::key_counts(keys, count, shift, first, bins, counts); });
 }

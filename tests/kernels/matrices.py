@@ -16,8 +16,7 @@ LAYOUTS = ("plain", "transposed", "sliced", "unaligned", "mapped")
 
 def load(library: str) -> None:
     """Let another build run, on one thread."""
-    loaded = ctypes.CDLL(library)
-    loaded.wg_finite.argtypes = native.ARGUMENTS
+    loaded = native.typed(ctypes.CDLL(library))
     native._load = lambda: (loaded, "")
     torch.set_num_threads(1)
 

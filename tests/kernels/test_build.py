@@ -32,3 +32,12 @@ def test_no_read_or_write_out_of_bounds_and_nothing_undefined(tmp_path: Path) ->
         command = [sys.executable, str(Path(__file__).with_name(script)), str(library)]
         run = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, script + run.stdout[-2000:] + run.stderr[-4000:]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("wanted", ("0", "1"))
+def test_the_suite_passes_without_and_with_the_kernels(wanted: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", str(ROOT / "tests")]
+    environment = os.environ | {"WEIGHTGUARD_NATIVE": wanted}
+    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-4000:]

@@ -64,6 +64,26 @@ def test_threshold_splits_exactly(keys: list[int], data: st.DataObject) -> None:
     assert above + ties == k and 1 <= ties <= keys.count(value)
 
 
+def test_masks_and_thresholds_over_keys_are_the_reference(implementation: str) -> None:
+    for number, (shape, kind) in enumerate(product(((1, 1), (3, 70), (40, 1000), (300, 2000)), ("few", "many", "top"))):
+        generator = torch.Generator().manual_seed(number)
+        limit = {"few": 5, "many": 2**31 - 1, "top": 3}[kind]
+        every = torch.randint(0, limit, shape, generator=generator, dtype=torch.int64)
+        every = (every + (2**31 - 3 if kind == "top" else 0)).to(torch.int32)
+
+        def keys(start: int, stop: int, every: torch.Tensor = every) -> torch.Tensor:
+            return every[start:stop]
+
+        for group, size in (("row", shape[1]), ("matrix", every.numel())):
+            for k in {0, 1, size // 20, size // 2, size}:
+                found = torch.cat([mask for _, _, mask in ops.masks(keys, shape, k, group)])
+                parts = every.numpy().reshape(-1, size)
+                order = numpy.argsort(-parts.astype(numpy.int64), axis=1, kind="stable")[:, :k]
+                wanted = numpy.zeros(parts.shape, bool)
+                numpy.put_along_axis(wanted, order, True, axis=1)
+                assert (found.numpy().reshape(parts.shape) == wanted).all(), (shape, kind, group, k)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_square_sums_against_float64(dtype: torch.dtype, implementation: str) -> None:
     for positions, columns in product((0, 1, 4, 67), (1, 16, 33, 600)):
@@ -183,3 +203,4 @@ if __name__ == "__main__":
             test_pair_statistics_are_the_reference_and_right(dtype, isa)
             test_square_sums_against_float64(dtype, isa)
             test_is_finite(dtype, isa)
+            test_masks_and_thresholds_over_keys_are_the_reference(isa)

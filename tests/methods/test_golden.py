@@ -36,8 +36,12 @@ def golden() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_golden_digest(case: str, threads: int, pico: Path, tmp_path: Path, digest_of) -> None:
+@pytest.mark.parametrize(("threads", "native"), [(1, ""), (2, ""), (1, "0")])
+def test_golden_digest(
+    case: str, threads: int, native: str, pico: Path, tmp_path: Path, digest_of, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On any thread count, with the compiled kernels (where they were built) and without."""
+    monkeypatch.setenv("WEIGHTGUARD_NATIVE", native)
     assert measured(case, pico, tmp_path, digest_of, threads) == golden()[case]
 
 

@@ -18,12 +18,16 @@ import torch
 from weightguard.errors import SystemFailure, UsageError
 from weightguard.kernels.reference import SUMS, Choice, Pair, Taken
 
-ABI = 3
+ABI = 4
 ISAS = {"": 0, "portable": 1, "avx2": 2, "avx512": 3}
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NOT_FINITE, NO_MEMORY = 1, -1
 _I32, _I64, _PTR = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
-ARGUMENTS = (_PTR, _I64, _I32, _I32, _I32)  # of wg_finite
+_PLAIN = {  # functions that take no structure
+    "wg_finite": (_PTR, _I64, _I32, _I32, _I32),
+    "wg_key_rows": (_PTR, _I64, _I64, _I64, _PTR, _I32),
+    "wg_key_counts": (_PTR, _I64, _I32, _I32, _I64, _PTR),
+}
 
 
 class _Matrix(ctypes.Structure):
@@ -127,8 +131,14 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"{found[0].name} does not load ({error})"
     if loaded.wg_abi() != ABI:
         return None, f"{found[0].name} was built from other sources; install the package again"
-    loaded.wg_finite.argtypes = ARGUMENTS
-    return loaded, ""
+    return typed(loaded), ""
+
+
+def typed(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    """The library with the arguments of its plain functions declared."""
+    for name, arguments in _PLAIN.items():
+        getattr(loaded, name).argtypes = arguments
+    return loaded
 
 
 def takes(*tensors: torch.Tensor | None) -> bool:
@@ -201,6 +211,24 @@ def square_sums(rows: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
                                 rows=rows.shape[0], columns=rows.shape[1], row_stride=rows.stride(0),
                                 dtype=DTYPES[rows.dtype]))  # fmt: skip
     return total
+
+
+def row_mask(keys: torch.Tensor, k: int) -> torch.Tensor:
+    """See reference.row_mask; contiguous keys on the CPU."""
+    loaded, mask = compiled(), torch.empty(keys.shape, dtype=torch.bool)
+    assert loaded is not None
+    status = loaded.wg_key_rows(_pointer(keys), keys.shape[0], keys.shape[1], k, _pointer(mask), isa())
+    _finished("wg_key_rows", status)
+    return mask
+
+
+def key_counts(keys: torch.Tensor, shift: int, first: int, bins: int) -> torch.Tensor:
+    """See reference.key_counts; keys on the CPU."""
+    loaded, counts, keys = compiled(), torch.zeros(bins, dtype=torch.int64), keys.contiguous()
+    assert loaded is not None
+    status = loaded.wg_key_counts(_pointer(keys), keys.numel(), shift, first, bins, _pointer(counts))
+    _finished("wg_key_counts", status)
+    return counts
 
 
 def difference_products(a: torch.Tensor, b: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

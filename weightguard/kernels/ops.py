@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from weightguard.kernels import native, reference
+from weightguard.kernels import device, native, reference
 from weightguard.kernels.reference import Choice, Keys, Mask, Pair, Taken
 
 score_keys = reference.score_keys
 random_keys = reference.random_keys
-threshold = reference.threshold
 row_sums = reference.row_sums
 tiles = reference.tiles
+
+
+def threshold(blocks: Callable[[], Iterable[torch.Tensor]], k: int) -> tuple[int, int]:
+    """(value, ties): of all keys the k largest are those above `value` and the first `ties` equal to it; k positive.
+
+    `blocks` gives int32 keys on the CPU, none negative, piece by piece and twice.
+    """
+    return reference.threshold(blocks, k, native.key_counts if native.compiled() else None)
 
 
 def masks(keys: Keys, shape: tuple[int, int], k: int, group: str) -> Iterator[Mask]:
     """Tiles (start, stop, bool mask) of a selection over `shape` (out, in).
 
-    `group` "row" takes exactly k of every row, "matrix" exactly k of all entries; `keys(start, stop)` gives int32 keys.
+    `group` "row" takes exactly k of every row, "matrix" exactly k of all entries; `keys(start, stop)` gives int32 keys,
+    contiguous on the CPU.
     """
-    of_group = reference.row_masks if group == "row" else reference.matrix_masks
-    return of_group(keys, shape, k)
+    if group == "row":
+        row_mask = native.row_mask if native.compiled() else reference.row_mask
+        return ((start, stop, row_mask(keys(start, stop), k)) for start, stop in tiles(shape))
+    value, ties = threshold(lambda: (keys(*tile) for tile in tiles(shape)), k) if k else reference.NOTHING
+    return reference.matrix_masks(keys, shape, value, ties)
 
 
 def packed(mask: torch.Tensor) -> torch.Tensor:
@@ -44,6 +55,9 @@ def select_apply(
     _check_choice(weights, choice, aligned)
     if native.takes(weights, aligned):
         return native.select_apply(weights, choice, aligned, measure)
+    plain = choice.group == "row" and choice.spare_norms is None and not measure
+    if plain and device.takes(weights, aligned):
+        return device.select_rows(weights, choice, aligned)
     return reference.select_apply(weights, choice, aligned, measure)
 
 
@@ -79,6 +93,8 @@ def square_sums(inputs: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"{tuple(counted.shape)} positions counted for inputs {tuple(inputs.shape)}")
     if native.takes(rows) and rows.stride(1) == 1 and chosen.is_cpu:
         return native.square_sums(rows, chosen)
+    if device.takes(rows):
+        return device.square_sums(rows, chosen)
     return reference.square_sums(rows, chosen)
 
 
@@ -97,6 +113,8 @@ def pair_statistics(a: torch.Tensor, b: torch.Tensor) -> Pair:
     a, b = _as_matrix(a), _as_matrix(b)
     if native.takes(a, b):
         return native.pair_statistics(a, b)
+    if device.takes(a, b):
+        return device.pair_statistics(a, b)
     return reference.pair_statistics(a, b)
 
 

@@ -13,6 +13,7 @@ from math import fsum, nan, prod
 import torch
 
 LANES = 32  # lanes of a row sum
+NOTHING = (2**31 - 1, 0)  # a threshold that takes no key
 INFINITE = 0x7F800000  # the key of infinity; every finite key is below
 PRODUCT_BLOCK = 64  # terms of a sum of products that are added in float32
 TILE = 1 << 18  # entries of a tile: a few float64 temporaries of it stay inside a core's cache
@@ -31,7 +32,7 @@ def score_keys(values: torch.Tensor, norms: torch.Tensor | None) -> torch.Tensor
     """Keys of a tile (rows, in): |values| in float32, times norms (in,) float32 where given. int32, never negative."""
     score = values.float().abs()
     if norms is not None:
-        score = score * norms
+        score.mul_(norms)  # in its place: fresh memory costs more than the product
     return score.contiguous().view(torch.int32)
 
 
@@ -48,22 +49,27 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
     return x ^ (x >> 16)
 
 
-def threshold(blocks: Callable[[], Iterable[torch.Tensor]], k: int) -> tuple[int, int]:
+def threshold(
+    blocks: Callable[[], Iterable[torch.Tensor]], k: int, counts_of: Callable[..., torch.Tensor] | None = None
+) -> tuple[int, int]:
     """(value, ties): of all keys the k largest are those above `value` and the first `ties` equal to it.
 
     Two counting passes over the high and the low 16 bits: exact, in memory that does not grow. k must be positive.
     """
-    high, above = _bin_of(_histogram((keys >> 16 for keys in blocks()), 1 << 15), k)
-    low_counts = _histogram((keys[keys >> 16 == high] & 0xFFFF for keys in blocks()), 1 << 16)
+    found = counts_of or key_counts
+    high, above = _bin_of(sum((found(keys, 16, 0, 1 << 15) for keys in blocks()), _NONE), k)
+    low_counts = sum((found(keys, 0, high << 16, 1 << 16) for keys in blocks()), _NONE)
     low, above_low = _bin_of(low_counts, k - above)
     return high << 16 | low, k - above - above_low
 
 
-def _histogram(blocks: Iterable[torch.Tensor], bins: int) -> torch.Tensor:
-    counts = torch.zeros(bins, dtype=torch.int64)
-    for block in blocks:
-        counts += torch.bincount(block.reshape(-1), minlength=bins)
-    return counts
+_NONE = torch.zeros((), dtype=torch.int64)
+
+
+def key_counts(keys: torch.Tensor, shift: int, first: int, bins: int) -> torch.Tensor:
+    """int64 (bins,): how many keys have (key >> shift) − first equal to each number below `bins`."""
+    index = (keys.reshape(-1) >> shift) - first
+    return torch.bincount(index[(index >= 0) & (index < bins)], minlength=bins)
 
 
 def _bin_of(counts: torch.Tensor, k: int) -> tuple[int, int]:
@@ -74,28 +80,35 @@ def _bin_of(counts: torch.Tensor, k: int) -> tuple[int, int]:
     return index, int(from_top[position] - counts[index])
 
 
-def matrix_masks(keys: Keys, shape: tuple[int, int], k: int) -> Iterator[Mask]:
-    """(start, stop, mask) tiles with exactly k of all entries set, ties by lowest row-major index."""
-    value, ties = threshold(lambda: (keys(*tile) for tile in tiles(shape)), k) if k else (2**31 - 1, 0)
+def matrix_masks(keys: Keys, shape: tuple[int, int], value: int, ties: int) -> Iterator[Mask]:
+    """(start, stop, mask) tiles: keys above `value` and, by lowest row-major index, the first `ties` equal to it."""
     for start, stop in tiles(shape):
         block = keys(start, stop)
         tied = (block == value).reshape(-1)
-        first = tied & (tied.cumsum(0) <= ties)
-        ties -= int(first.sum())
-        yield start, stop, (block > value) | first.reshape(block.shape)
+        count = int(tied.sum())
+        if count > ties:
+            tied &= tied.cumsum(0) <= ties
+        ties -= min(count, ties)
+        yield start, stop, (block > value) | tied.reshape(block.shape)
 
 
-def row_masks(keys: Keys, shape: tuple[int, int], k: int) -> Iterator[Mask]:
-    """(start, stop, mask) tiles with exactly k entries of every row set, ties by lowest column."""
-    for start, stop in tiles(shape):
-        block = keys(start, stop)
-        if k == 0:
-            yield start, stop, torch.zeros_like(block, dtype=torch.bool)
-            continue
-        value = block.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
-        above, tied = block > value, block == value
-        left = k - above.sum(1, keepdim=True)
-        yield start, stop, above | (tied & (tied.cumsum(1) <= left))
+def row_mask(block: torch.Tensor, k: int) -> torch.Tensor:
+    """bool mask of the k largest keys of every row of `block`, ties by lowest column."""
+    if k == 0:
+        return torch.zeros_like(block, dtype=torch.bool)
+    value = block.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+    above, tied = block > value, block == value
+    left = k - above.sum(1, keepdim=True)
+    return above | (tied & (tied.cumsum(1) <= left))
+
+
+def masks(keys: Keys, shape: tuple[int, int], k: int, group: str) -> Iterator[Mask]:
+    """See ops.masks."""
+    if group == "row":
+        yield from ((start, stop, row_mask(keys(start, stop), k)) for start, stop in tiles(shape))
+        return
+    value, ties = threshold(lambda: (keys(*tile) for tile in tiles(shape)), k) if k else NOTHING
+    yield from matrix_masks(keys, shape, value, ties)
 
 
 def row_sums(values: torch.Tensor) -> torch.Tensor:
@@ -104,7 +117,7 @@ def row_sums(values: torch.Tensor) -> torch.Tensor:
     rows, columns = values.shape
     steps = -(-columns // LANES)
     work = torch.nn.functional.pad(values, (0, steps * LANES - columns)).view(rows, steps, LANES)
-    lanes = torch.zeros(rows, LANES, dtype=torch.float64)
+    lanes = torch.zeros(rows, LANES, dtype=torch.float64, device=values.device)
     for step in work.unbind(1):
         lanes += step
     width = LANES
@@ -182,13 +195,12 @@ def select_apply(weights: torch.Tensor, choice: Choice, aligned: torch.Tensor | 
 
 
 def _chosen(weights: torch.Tensor, choice: Choice, aligned: torch.Tensor | None) -> Iterator[Mask]:
-    of_group = row_masks if choice.group == "row" else matrix_masks
     shape = (weights.shape[0], weights.shape[1])
-    chosen = of_group(_finite_keys(weights, aligned, choice.norms), shape, choice.k)
+    chosen = masks(_finite_keys(weights, aligned, choice.norms), shape, choice.k, choice.group)
     if choice.spare_norms is None:
         yield from chosen
         return
-    spared = of_group(_finite_keys(weights, aligned, choice.spare_norms), shape, choice.spare_k)
+    spared = masks(_finite_keys(weights, aligned, choice.spare_norms), shape, choice.spare_k, choice.group)
     for (start, stop, mask), (_, _, kept) in zip(chosen, spared, strict=True):
         yield start, stop, mask & ~kept
 
