@@ -15,6 +15,7 @@ import signal
 import stat
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,16 @@ def save_model(root: Path, seed: int = 0) -> Path:
 def _state(path: Path) -> tuple[Any, ...]:
     kind = path.lstat().st_mode
     return kind, hashlib.sha256(path.read_bytes()).hexdigest() if stat.S_ISREG(kind) else ""
+
+
+# How a run ended -> what lay at the output afterwards -> how often; printed when the tests are done.
+TALLY: dict[str, Counter[str]] = defaultdict(Counter)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for how, found in sorted(TALLY.items()):
+        said = ", ".join(f"{found[state]} {state}" for state in ("whole", "as before", "wrong"))
+        terminalreporter.write_line(f"{how}: {found.total()} points, output {said}")
 
 
 Act = Callable[[str, Callable[[], Any], tuple], Any]
@@ -224,6 +235,9 @@ class Place:
         """Every name below a folder with its mode and content; {} where there is nothing."""
         root = self.root / name
         return {str(p.relative_to(root)): _state(p) for p in sorted(root.rglob("*"))}
+
+    def tally(self, how: str, state: str) -> None:
+        TALLY[how][state] += 1
 
     def litter(self) -> list[str]:
         return sorted({p.name for p in self.root.iterdir()} - {"model", "other", "out"})

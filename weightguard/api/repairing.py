@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 class Output:
     """Where the result goes. dry_run: the plan only. verify_write: read everything again after it was written.
 
+    resume: keep the shards that a killed run at the same output finished.
     suggest: also say which repair fits what was done to the model, which reads and sketches both sides once.
     """
 
@@ -41,6 +42,7 @@ class Output:
     dry_run: bool = False
     save_plan: str | None = None
     verify_write: bool = True
+    resume: bool = False
     suggest: bool = False
 
 
@@ -223,7 +225,7 @@ def _publish(
 
     if plan.target == "adapter":
         return _publish_adapter(plan, inputs, subject, output, facts, progress)
-    options = Options(force=output.force, verify_write=output.verify_write)
+    options = Options(force=output.force, verify_write=output.verify_write, resume=output.resume)
     target = Path(str(output.out))
     return rewrite(plan, inputs.sources, target, identities(subject, plan.target), facts, progress, options)
 

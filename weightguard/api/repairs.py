@@ -39,6 +39,7 @@ def repair(
     validate: bool = False,
     evaluation: Sequence[str] = (),
     verify_write: bool = True,
+    resume: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
     threads: int | None = None,
@@ -62,7 +63,7 @@ def repair(
     from weightguard.methods import method_class
 
     data = Data(harmful, utility, safety, benign, text(stats), unaligned, text(neurons), limit)
-    output = Output(text(out), force, dry_run, text(save_plan), verify_write, suggest)
+    output = Output(text(out), force, dry_run, text(save_plan), verify_write, resume, suggest)
     running = Running(device, dtype, threads, max_length, as_bytes(max_memory))
     if not validate:
         if evaluation:
@@ -101,15 +102,17 @@ def apply(
     unaligned: str | None = None,
     force: bool = False,
     verify_write: bool = True,
+    resume: bool = False,
     offline: bool = False,
     progress: Progress = silent,
 ) -> Applied:
     """Replay a plan saved with `--save-plan` on the model it was made for, and publish the result at `out`."""
     from weightguard.api.replaying import run_apply
     from weightguard.api.reporting import changes_of
+    from weightguard.rewrite import Options
 
-    references = (aligned, unaligned)
-    manifest = run_apply(Path(plan), str(model), Path(out), references, force, verify_write, offline, progress)
+    references, options = (aligned, unaligned), Options(force, verify_write, resume)
+    manifest = run_apply(Path(plan), str(model), Path(out), references, options, offline, progress)
     return Applied(manifest, changes_of(manifest.edits), Path(out))
 
 

@@ -13,7 +13,7 @@ from weightguard.errors import MismatchError, UsageError
 from weightguard.plan import Edit, Plan
 
 if TYPE_CHECKING:
-    from weightguard.rewrite import Manifest, Verified
+    from weightguard.rewrite import Manifest, Options, Verified
     from weightguard.weights import Sources
 
 Progress = Callable[[str, int, int], None]
@@ -24,14 +24,13 @@ def run_apply(
     reference: str,
     out: Path,
     references: tuple[str | None, str | None],
-    force: bool,
-    verify_write: bool,
+    options: Options,
     offline: bool,
     progress: Progress,
 ) -> Manifest:
-    from weightguard.rewrite import Options, check_apart, check_target, rewrite
+    from weightguard.rewrite import check_apart, check_target, rewrite
 
-    check_target(out, force)
+    check_target(out, options.force)
     plan = Plan.load(path)
     subject = open_subject(reference, *references, offline=offline, search=plan.needs_aligned)
     check_apart(out, subject.inputs)
@@ -43,7 +42,6 @@ def run_apply(
     given += " --unaligned UNALIGNED" if plan.needs_unaligned else ""
     model = "MODEL" if subject.adapter is None else "MODEL+ADAPTER"
     facts = {"command": f"weightguard apply PLAN {model}{given} -o OUT", "notes": list(subject.notes)}
-    options = Options(force=force, verify_write=verify_write)
     return rewrite(plan, sources, out, identities(subject, plan.target), facts, progress, options)
 
 

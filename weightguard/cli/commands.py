@@ -160,6 +160,7 @@ def neurons(context: click.Context, form: str, rank: bool, **values: Any) -> Non
 )
 @click.option("--save-plan", help="Also write the plan to this file, for `weightguard apply`.")
 @options.of_methods
+@options.resuming
 @options.writing
 @options.running
 @options.memory
@@ -211,6 +212,7 @@ def finetune(form: str, **values: Any) -> None:
 @click.option("-o", "--out", required=True, help="The directory to write.")
 @click.option("--aligned", help="The aligned model, for plans that need it.")
 @click.option("--unaligned", help="The model before its alignment, for plans that need it.")
+@options.resuming
 @options.writing
 @options.common
 def apply(form: str, **values: Any) -> None:

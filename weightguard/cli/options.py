@@ -109,6 +109,13 @@ def writing(command: Command) -> Command:
     return command
 
 
+def resuming(command: Command) -> Command:
+    """Going on after a kill."""
+    return click.option("--resume", is_flag=True, help="Keep the shards that a killed run at OUT had finished.")(
+        command
+    )
+
+
 def of_methods(command: Command) -> Command:
     """One flag per field of any method; a flag the chosen method lacks is refused when it runs."""
     return _flags(command, api.method_options())

@@ -14,6 +14,7 @@ from weightguard.rewrite import manifest as manifests
 from weightguard.rewrite.card import model_card
 from weightguard.rewrite.companions import check_companions, copy_companions, write_companion
 from weightguard.rewrite.manifest import Manifest
+from weightguard.rewrite.resume import Journal
 from weightguard.rewrite.stage import Stage, check_space
 from weightguard.rewrite.stream import Written, write_weights
 from weightguard.rewrite.verify import verify_output
@@ -25,10 +26,11 @@ SLACK = 64 << 20
 
 @dataclass(frozen=True)
 class Options:
-    """How to write: replace an earlier output, read everything again after the sync."""
+    """How to write: replace an earlier output, read everything again after the sync, keep what a killed run finished."""
 
     force: bool = False
     verify_write: bool = True
+    resume: bool = False
 
 
 def rewrite(
@@ -46,9 +48,13 @@ def rewrite(
     """
     check_companions(sources.model)
     total = sum(info.nbytes for info in sources.model.tensors.values())
-    check_space(target.parent, total + SLACK)
-    with Stage(target, force=options.force) as stage:
-        written = write_weights(plan, sources, stage.path, counted(progress, "write", total))
+    stage = Stage(target, force=options.force, resume=options.resume)
+    check_space(target.parent, total + SLACK - stage.left_over())
+    with stage:
+        journal = Journal(stage.path, plan, sources, inputs)
+        kept = _kept(journal, stage) if options.resume else Written()
+        steps = counted(progress, "write", total)
+        written = write_weights(plan, sources, stage.path, steps, kept=kept, finished=journal.add)
         _check_update(plan, written)
         others, notes = copy_companions(sources.model, stage.path)
         facts = {**facts, "notes": [*facts.get("notes", []), *notes]}
@@ -57,11 +63,20 @@ def rewrite(
         others["README.md"] = write_companion(stage.path / "README.md", card)
         manifest = manifests.build(plan, written, inputs, others, facts)
         write_companion(stage.path / manifests.NAME, manifest.to_bytes())
+        journal.remove()
         if options.verify_write:
             output = open_checkpoint(Resolved(stage.path, None, None, str(target), None))
             verify_output(output, manifest, counted(progress, "verify", total))
         stage.publish()
     return manifest
+
+
+def _kept(journal: Journal, stage: Stage) -> Written:
+    """What is known of the shards of a killed run that are still right; all else is gone from the stage."""
+    kept = journal.finished()
+    stage.clear(kept.files_out)
+    journal.begin(kept)
+    return kept
 
 
 def _check_update(plan: Plan, written: Written) -> None:

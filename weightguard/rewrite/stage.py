@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from types import TracebackType
 
@@ -26,10 +26,13 @@ _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
 class Stage:
-    """Use as a context manager: write into `path`, then `publish()`. Leaving without publishing removes the stage."""
+    """Use as a context manager: write into `path`, then `publish()`. Leaving without publishing removes the stage.
 
-    def __init__(self, target: Path, *, force: bool = False) -> None:
-        self.target, self.force = Path(os.path.abspath(target)), force
+    resume: what a killed run left in `path` is still there at the start; `clear` what is not wanted.
+    """
+
+    def __init__(self, target: Path, *, force: bool = False, resume: bool = False) -> None:
+        self.target, self.force, self.resume = Path(os.path.abspath(target)), force, resume
         check_target(self.target, self.force)
         self.path = self.target.with_name(f".{self.target.name}.weightguard-stage")
         # Where the earlier output waits between two renames, on file systems that cannot exchange two names.
@@ -42,7 +45,8 @@ class Stage:
             self._lock = _locked(self.path)
             self._recover()
             check_target(self.target, self.force)
-            _empty(self.path)
+            if not self.resume:
+                self.clear()
         except BaseException:
             self._discard()
             raise
@@ -52,6 +56,18 @@ class Stage:
         self._discard()
         if isinstance(error, OSError) and error.filename is None:
             raise SystemFailure(f"{self.target}: cannot be written: {error.strerror or error}") from error
+
+    def clear(self, kept: Container[str] = ()) -> None:
+        """Remove everything but the files of these names."""
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name not in kept:
+                entry.unlink()
+
+    def left_over(self) -> int:
+        """Bytes that a killed run left, which this one removes or keeps in place of its own."""
+        return sum(entry.lstat().st_size for entry in self.path.rglob("*")) if self.path.is_dir() else 0
 
     def publish(self) -> None:
         """fsync the stage, rename it to the target, fsync the parent; what fails on the way is taken back.
@@ -190,11 +206,6 @@ def _same(descriptor: int, path: Path) -> bool:
     except FileNotFoundError:
         return False
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
-
-
-def _empty(path: Path) -> None:
-    for entry in path.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def _rename_new(source: Path, target: Path) -> None:

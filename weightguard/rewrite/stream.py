@@ -56,6 +56,9 @@ class _Hashes:
         update([(self.after, after), (own, after)])
 
 
+Finished = Callable[[str, Written], None]
+
+
 def needs_edit(name: str, edits: Mapping[str, Edit], sources: Sources) -> bool:
     return name in edits or sources.is_tuned(name)
 
@@ -95,12 +98,26 @@ def all_tensors(plan: Plan, sources: Sources) -> Iterator[tuple[str, torch.Tenso
 
 
 def write_weights(
-    plan: Plan, sources: Sources, directory: Path, progress: Progress, *, hashing: bool = True
+    plan: Plan,
+    sources: Sources,
+    directory: Path,
+    progress: Progress,
+    *,
+    hashing: bool = True,
+    kept: Written | None = None,
+    finished: Finished = lambda file, written: None,
 ) -> Written:
-    """Write every weight file of the plan's output into `directory`; each is synced to disk before the next."""
-    written, memory = Written(), Memory()
+    """Write every weight file of the plan's output into `directory`; each is synced to disk before the next.
+
+    kept: files that lie there already, with what is known of them. finished(file, written) is called after each other one.
+    """
+    written, memory = kept or Written(), Memory()
     for file in sources.model.layout.files:
+        if file in written.files_out:
+            progress(sum(info.nbytes for info in sources.model.by_file[file]))
+            continue
         _write_file(file, plan, sources, directory / file, memory, written, progress, hashing)
+        finished(file, written)
     return written
 
 
