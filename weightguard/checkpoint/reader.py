@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -84,21 +85,26 @@ class Checkpoint:
         rows = max(1, info.shape[0])
         return self._read(info, (stop - start, *info.shape[1:]), start * (info.nbytes // rows), None)
 
-    def _read(self, info: TensorInfo, shape: tuple[int, ...], offset: int, into: torch.Tensor | None) -> torch.Tensor:
+    @contextmanager
+    def streaming(self, name: str) -> Iterator[Callable[[int, int], torch.Tensor]]:
+        """read(start, stop) gives rows as `read_rows` does. The file is opened once, and every call fills the same memory."""
         import torch
 
-        if info.dtype not in FLOATS:
-            raise UnsupportedError(
-                f"{info.file}: tensor {info.name!r} is {info.dtype}, not a float type that can be edited"
-            )
-        dtype = getattr(torch, _TORCH[info.dtype])
-        nbytes = prod(shape) * dtype.itemsize
-        memory = torch.empty(nbytes, dtype=torch.uint8) if into is None else into[:nbytes]
-        tensor = memory.view(dtype).reshape(shape)
-        flat = memoryview(memory.numpy()) if nbytes else memoryview(b"")
+        info, memory = self.info(name), torch.empty(0, dtype=torch.uint8)
+        row = info.nbytes // max(1, info.shape[0])
         with opened(self.directory, info.file) as descriptor:
-            read_exactly(descriptor, flat, info.start + offset, info.file)
-        return tensor
+
+            def read(start: int, stop: int) -> torch.Tensor:
+                nonlocal memory
+                if memory.numel() < (stop - start) * row:
+                    memory = torch.empty((stop - start) * row, dtype=torch.uint8)
+                return _filled(descriptor, info, (stop - start, *info.shape[1:]), start * row, memory)
+
+            yield read
+
+    def _read(self, info: TensorInfo, shape: tuple[int, ...], offset: int, into: torch.Tensor | None) -> torch.Tensor:
+        with opened(self.directory, info.file) as descriptor:
+            return _filled(descriptor, info, shape, offset, into)
 
     def stored(self, value: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) as files hold them, packed experts joined again, from `value` of every name in `tensors`."""
@@ -114,6 +120,25 @@ class Checkpoint:
 
         flat = self.read(name).reshape(-1)
         return hashlib.sha256(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"").hexdigest()
+
+
+def _filled(
+    descriptor: int, info: TensorInfo, shape: tuple[int, ...], offset: int, into: torch.Tensor | None
+) -> torch.Tensor:
+    """A part of a tensor from `offset` bytes into it, in `into` (uint8) or in memory of its own. Error: UnsupportedError."""
+    import torch
+
+    if info.dtype not in FLOATS:
+        raise UnsupportedError(
+            f"{info.file}: tensor {info.name!r} is {info.dtype}, not a float type that can be edited"
+        )
+    dtype = getattr(torch, _TORCH[info.dtype])
+    nbytes = prod(shape) * dtype.itemsize
+    memory = torch.empty(nbytes, dtype=torch.uint8) if into is None else into[:nbytes]
+    tensor = memory.view(dtype).reshape(shape)
+    flat = memoryview(memory.numpy()) if nbytes else memoryview(b"")
+    read_exactly(descriptor, flat, info.start + offset, info.file)
+    return tensor
 
 
 def read_exactly(descriptor: int, buffer: memoryview, offset: int, file: str) -> None:
