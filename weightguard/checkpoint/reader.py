@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -94,6 +95,23 @@ class Checkpoint:
             for start, stop in blocks:
                 yield _read(descriptor, info, (stop - start, *info.shape[1:]), start * size, into)
 
+    @contextmanager
+    def streaming(self, name: str) -> Iterator[Callable[[int, int], torch.Tensor]]:
+        """read(start, stop) gives rows as `read_rows` does. The file is opened once, and every call fills the same memory."""
+        import torch
+
+        info, memory = self.info(name), torch.empty(0, dtype=torch.uint8)
+        row = info.nbytes // max(1, info.shape[0])
+        with opened(self.directory, info.file) as descriptor:
+
+            def read(start: int, stop: int) -> torch.Tensor:
+                nonlocal memory
+                if memory.numel() < (stop - start) * row:
+                    memory = torch.empty((stop - start) * row, dtype=torch.uint8)
+                return _read(descriptor, info, (stop - start, *info.shape[1:]), start * row, memory)
+
+            yield read
+
     def stored(self, value: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) as files hold them, packed experts joined again, from `value` of every name in `tensors`."""
         import torch
@@ -113,6 +131,7 @@ class Checkpoint:
 def _read(
     descriptor: int, info: TensorInfo, shape: tuple[int, ...], offset: int, into: torch.Tensor | None
 ) -> torch.Tensor:
+    """A part of a tensor from `offset` bytes into it, in `into` (uint8) or in memory of its own. Error: UnsupportedError."""
     import torch
 
     if info.dtype not in FLOATS:

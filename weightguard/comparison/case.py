@@ -14,8 +14,8 @@ from weightguard.comparison.mixes import Mix, mix_of
 from weightguard.comparison.pairs import Matching, TensorChange
 from weightguard.comparison.places import LINEAR_ROLES
 from weightguard.comparison.sides import Side
-from weightguard.comparison.spectra import Spectrum, factored_spectrum, gram_spectrum, noise_level, sketched_spectrum
-from weightguard.statistics.removal import Removed, common_direction, of_model, own_direction, removed
+from weightguard.comparison.spectra import Spectrum, factored_spectrum, gram_spectrum, levels_of, sketched_spectrum
+from weightguard.statistics.removal import Removed, common_direction, own_direction, removed
 from weightguard.statistics.subspace import Direction, rounding_of
 
 LAYERS = 3  # of which every linear is sketched for the verdict
@@ -56,19 +56,20 @@ class Case:
         return not lost and not any(c.rows_left_out for c in self.changes)
 
     def delta(self, name: str) -> Direction:
-        """D of one tensor, its sides held in memory."""
+        """D of one tensor, read anew by row blocks at every pass."""
         change = next(c for c in self.changes if c.name == name)
-        ours, base = self.model.rows(name, held=True), self.base.rows(name, held=True)
-        return Direction(ours, base, change.shape)
+        return Direction(self.model.rows(name), self.base.rows(name), change.shape)
 
     def spectrum(self, change: TensorChange, *, exact: bool) -> Spectrum:
         """Singular values of D of one tensor; of an adapter over its own base from its factors."""
         update = self.model.update(change.name)
         if update is not None and self.model.files is self.base.files:
             return factored_spectrum(update)
-        find = gram_spectrum if exact or min(change.shape) <= EXACT_SIDE else sketched_spectrum
         delta = self.delta(change.name)
-        return find(delta, rounding_floor(of_model(delta), change))
+        levels = levels_of(delta, rounding_share(change))
+        if exact or min(change.shape) <= EXACT_SIDE:
+            return gram_spectrum(delta, levels)
+        return sketched_spectrum(delta, change.update_norm, levels)
 
     @cached_property
     def spectra(self) -> dict[str, Spectrum]:
@@ -106,8 +107,8 @@ class Case:
         return [mix_of(c, self.model.rows(c.name), self.base.rows(c.name), other.rows(c.name)) for c in fit]
 
 
-def rounding_floor(model: Direction, change: TensorChange) -> float:
-    """The largest singular value that storing gives D: of errors u·0.82·|W| of random sign.
+def rounding_share(change: TensorChange) -> float:
+    """What storing moves an entry of D by, as a share of W's: errors u·0.82·|W| of random sign.
 
     √2 times that where both sides were rounded alike. F64 is what s·B·A over a base is computed in: nothing was stored.
     """
@@ -115,7 +116,7 @@ def rounding_floor(model: Direction, change: TensorChange) -> float:
         return 0.0
     unit = rounding_of(change.precision)
     both = rounding_of(change.dtypes[1]) >= unit
-    return unit * 0.82 * noise_level(model) * math.sqrt(1 + both)
+    return unit * 0.82 * math.sqrt(1 + both)
 
 
 def middle(values: Sequence[float]) -> float:

@@ -6,16 +6,17 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy
 import torch
 
-from weightguard.comparison.samples import CASTS, Sample, name_of, sampled, still_cast, still_held
+from weightguard.comparison.samples import CASTS, Sample, corner_of, name_of, sampled, still_cast, still_held
 from weightguard.comparison.sides import Side
 from weightguard.kernels import ops
 
 Progress = Callable[[str, int, int], None]
-BLOCK = 1 << 21  # entries of a row block: a few of them are all that is held
+BLOCK = 1 << 20  # entries of a row block: one of each side is all that is held
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,12 @@ class TensorChange:
     casts: tuple[str, ...]
     precision: str = "F64"
     rows_left_out: int = 0
-    sample: Sample | None = field(default=None, repr=False)
+    corner: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def sample(self) -> Sample | None:
+        """What the first rows of both sides, `corner`, show; None for a vector and where nothing changed."""
+        return None if self.corner is None else sampled(*self.corner)
 
     @property
     def relative(self) -> float:
@@ -83,7 +89,7 @@ class TensorChange:
         return min(self.shape) > 1
 
     def as_dict(self) -> dict:
-        said = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "sample"}
+        said = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "corner"}
         return {**said, "relative": self.relative, "changed_share": self.changed_share}
 
 
@@ -125,10 +131,10 @@ def compared(model: Side, base: Side, name: str, rows: int) -> TensorChange | No
     """One tensor, by row blocks. None where a side holds NaN or infinity."""
     columns = model.shape(name)[1]
     sums = _Sums()
-    ours, theirs = model.rows(name), base.rows(name)
-    for start, stop in blocks((rows, columns)):
-        if not sums.add(ours(start, stop), theirs(start, stop)):
-            return None
+    with model.streaming(name) as ours, base.streaming(name) as theirs:
+        for start, stop in blocks((rows, columns)):
+            if not sums.add(ours(start, stop), theirs(start, stop)):
+                return None
     place = model.places[name]
     left_out = max(model.shape(name)[0], base.shape(name)[0]) - rows
     dtypes = (model.dtype(name), base.dtype(name))
@@ -156,7 +162,7 @@ class _Sums:
         self.largest, self.changed, self.zeroed = 0.0, 0, 0
         self.casts = tuple(CASTS)
         self.precise, self.wide = tuple(CASTS), "F64"
-        self.sample: Sample | None = None
+        self.corner: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def add(self, ours: torch.Tensor, theirs: torch.Tensor) -> bool:
         a, b = of_one_dtype(ours, theirs)
@@ -171,7 +177,7 @@ class _Sums:
             self.zeroed += _zeroed(a, b)
             self.casts = still_cast(self.casts, a, theirs)
             self.precise, self.wide = still_held(self.precise, ours), name_of(ours.dtype)
-            self.sample = self.sample or sampled(a, b)
+            self.corner = self.corner or corner_of(a, b)
         return True
 
     def change(self, name, role, layer, shape, dtypes, left_out) -> TensorChange:
@@ -182,7 +188,7 @@ class _Sums:
             math.sqrt(aa), math.sqrt(bb), math.sqrt(dd),
             _cosine(ab, aa, bb), _cosine(ab - bb, dd, bb), self.largest,
             entries * d4 / (dd * dd) if dd * dd > 0 else None, self.casts,
-            self.precise[-1] if self.precise else self.wide, left_out, self.sample,
+            self.precise[-1] if self.precise else self.wide, left_out, self.corner,
         )  # fmt: skip
 
 
@@ -192,10 +198,10 @@ def _zeroed(a: torch.Tensor, b: torch.Tensor) -> int:
 
 
 def _has_zero(block: torch.Tensor) -> bool:
-    """Whether any entry is 0 or −0, from the bits without the sign: several times faster than comparing floats."""
+    """Whether any entry is 0 or −0 (the least integer), from the bits: several times faster than comparing floats."""
     kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[block.dtype.itemsize]
     bits = block.contiguous().view(kind).numpy()
-    return bool(numpy.count_nonzero(bits << 1) < bits.size)
+    return bool(numpy.count_nonzero(bits) < bits.size or bits.min() == numpy.iinfo(bits.dtype).min)
 
 
 def _cosine(dot: float, a: float, b: float) -> float | None:

@@ -1,7 +1,7 @@
 """How an update lies to the alignment direction V = W_aligned − W_unaligned, matrix by matrix: a safety-relevance map.
 
 C = V·Vᵀ/‖V‖ is Safe LoRA's (arXiv:2405.16833); the share in the leading directions of V is what LoX looks at
-(arXiv:2506.15606); <D, −V> says whether the update walks back what alignment did.
+(arXiv:2506.15606), and R_ft/R_align its own figure; <D, −V> says whether the update walks back what alignment did.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Relevance:
 
     update, projected, alignment: ‖D‖², ‖V·Vᵀ·D‖², ‖V‖². along: <V·Vᵀ·D, D>. top: ‖U_kᵀ·D‖². dot: <D, V>.
     chance: k/out, the share in the top directions of an update that knows nothing of them, weighted by ‖D‖².
+    top_dot, top_alignment: <U_kᵀD, U_kᵀV>, ‖U_kᵀV‖².
     """
 
     update: float
@@ -34,6 +35,8 @@ class Relevance:
     top: float
     dot: float
     chance: float
+    top_dot: float
+    top_alignment: float
 
     @property
     def cosine(self) -> float | None:
@@ -57,13 +60,21 @@ class Relevance:
         return -self.dot / self.alignment if self.alignment else None
 
     @property
+    def top_kept(self) -> float | None:
+        """R_ft/R_align of LoX: how much of V + D lies in the top directions, ‖U_kᵀ(V+D)‖/‖V+D‖, over the same of V."""
+        top, whole = self.top + 2 * self.top_dot + self.top_alignment, self.update + 2 * self.dot + self.alignment
+        if whole <= 0 or self.top_alignment <= 0:
+            return None
+        return math.sqrt(max(0.0, top) / whole * self.alignment / self.top_alignment)
+
+    @property
     def against(self) -> float | None:
         """cos(D, −V)."""
         size = math.sqrt(self.update * self.alignment)
         return -self.dot / size if size > 0 else None
 
     def as_dict(self) -> dict[str, float | None]:
-        names = ("cosine", "top_share", "top_gain", "undone", "against")
+        names = ("cosine", "top_share", "top_gain", "top_kept", "undone", "against")
         return {name: getattr(self, name) for name in names}
 
 
@@ -94,12 +105,13 @@ def _relevance(delta: Direction, v: Direction) -> Relevance:
     d = torch.cat([rows for _, _, rows in delta.blocks()])
     square, size = float((d * d).sum()), v.square()
     if size == 0:
-        return Relevance(square, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        return Relevance(square, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     through = v.times_gram(d)
     count = min(TOP, *delta.shape)
-    top = leading_left(v, count).T @ d
+    basis = leading_left(v, count)
+    top, of_v = basis.T @ d, v.transposed_times(basis).T
     dot = math.fsum(float((rows * d[i:j]).sum()) for i, j, rows in v.blocks())
     return Relevance(
         square, size, float((through * through).sum()), float((through * d).sum()), float((top * top).sum()), dot,
-        count / delta.shape[0] * square,
+        count / delta.shape[0] * square, float((top * of_v).sum()), float((of_v * of_v).sum()),
     )  # fmt: skip

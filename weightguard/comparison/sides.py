@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -59,7 +61,18 @@ class Side:
 
     def rows(self, name: str, *, held: bool = False) -> Rows:
         """Rows of one tensor, read from the file as they are asked for; `held`: read once and kept."""
-        stored = self._held(name) if held or self._is_folded(name) else self._streamed(name)
+        return self._adapted(name, self._held(name) if held or self._is_folded(name) else self._streamed(name))
+
+    @contextmanager
+    def streaming(self, name: str) -> Iterator[Rows]:
+        """The rows for one pass in order: the file is opened once, and a block is there until the next is read."""
+        if self._is_folded(name):
+            yield self.rows(name)
+            return
+        with self.files.streaming(name) as stored:
+            yield self._adapted(name, stored)
+
+    def _adapted(self, name: str, stored: Rows) -> Rows:
         update = self.update(name)
         if update is None:
             return stored

@@ -7,10 +7,13 @@ ranks count what lies above both. A sketch's values are lower bounds of the true
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+from weightguard.comparison.edges import margins
+from weightguard.comparison.pairs import BLOCK, blocks
 from weightguard.statistics.subspace import Direction
 from weightguard.weights import LowRank
 
@@ -18,6 +21,7 @@ SHOWN = 16  # leading values in reports
 STEPS = 4
 SKETCH = 160  # directions of a sketch: ranks up to here are told apart
 ABOVE = 1.2  # of the floor
+EDGE_BIAS = 0.95  # the edge of large matrices over what noise_level finds of them, on which all limits were set
 GRAM_LOSS, SKETCH_LOSS = 3e-8, 1e-6  # of the largest value: what computing leaves, float64 squared and float32
 
 
@@ -79,22 +83,44 @@ class Spectrum:
         }  # fmt: skip
 
 
-def gram_spectrum(delta: Direction, floor: float) -> Spectrum:
+def gram_spectrum(delta: Direction, levels: Levels) -> Spectrum:
     """Every singular value of D, by eigenvalues of the smaller Gram matrix; O(out·in·min(out, in))."""
     squares = torch.linalg.eigvalsh(delta.gram()).flip(0).clamp(min=0)
     norm = math.sqrt(float(squares.sum()))
-    return Spectrum(tuple(squares.sqrt().tolist()), norm, floor, noise_level(delta), exact=True)
+    return Spectrum(tuple(squares.sqrt().tolist()), norm, levels.floor, levels.noise, exact=True)
 
 
-def sketched_spectrum(delta: Direction, floor: float, seed: int = 0) -> Spectrum:
-    """The leading singular values of D from SKETCH random directions and one power step, in float32; O(out·in·SKETCH)."""
-    whole = torch.cat([rows.float() for _, _, rows in delta.blocks()])
-    k = min(SKETCH, *delta.shape)
-    basis = torch.linalg.qr(whole @ _gaussian(delta.shape[1], k, seed))[0]
-    basis = torch.linalg.qr(whole @ torch.linalg.qr(whole.T @ basis)[0])[0]
-    values = torch.linalg.svdvals(torch.linalg.qr((whole.T @ basis).double())[1])
-    exact = k == min(delta.shape)
-    return Spectrum(tuple(values.tolist()), math.sqrt(delta.square()), floor, noise_level(delta), exact, SKETCH_LOSS)
+def sketched_spectrum(delta: Direction, norm: float, levels: Levels, seed: int = 0) -> Spectrum:
+    """The leading singular values of D from SKETCH random directions and one power step, in float32; O(out·in·SKETCH).
+
+    Three passes over row blocks; (out + in)·SKETCH values are held. norm: ‖D‖.
+    """
+    (out, into), k = delta.shape, min(SKETCH, *delta.shape)
+    generator = torch.Generator().manual_seed(seed)
+    right = torch.linalg.qr(_through(delta, torch.randn(into, k, generator=generator)))[0]
+    left = torch.linalg.qr(torch.cat([rows @ right for _, _, rows in floats(delta)]))[0]
+    product = torch.zeros(into, k)
+    for start, stop, rows in floats(delta):
+        product.addmm_(rows.T, left[start:stop])
+    values = torch.linalg.svdvals(torch.linalg.qr(product.double())[1])
+    return Spectrum(tuple(values.tolist()), norm, levels.floor, levels.noise, k == min(out, into), SKETCH_LOSS)
+
+
+def _through(delta: Direction, x: torch.Tensor) -> torch.Tensor:
+    """DᵀD·x (in, k) in one pass."""
+    product = torch.zeros_like(x)
+    for _, _, rows in floats(delta):
+        product.addmm_(rows.T, rows @ x)
+    return product
+
+
+def floats(delta: Direction) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """(start, stop, rows of D) in float32, whatever either side is stored in."""
+    for start, stop in blocks(delta.shape):
+        ours, theirs = delta.aligned(start, stop), delta.unaligned(start, stop)
+        wide = torch.float64 in (ours.dtype, theirs.dtype)  # an adapter's update is lost in float32 beside its base
+        rows = ours.double() - theirs.double() if wide else ours.float() - theirs.float()
+        yield start, stop, rows.float()
 
 
 def factored_spectrum(update: LowRank) -> Spectrum:
@@ -108,17 +134,30 @@ def factored_spectrum(update: LowRank) -> Spectrum:
     return Spectrum(tuple(values.tolist()), norm, 0.0, norm * (out**-0.5 + into**-0.5), exact=True)
 
 
-def noise_level(matrix: Direction, seed: int = 0) -> float:
-    """The largest singular value of the matrix with random signs, from 16 directions and 4 power steps; a few % low."""
+@dataclass(frozen=True)
+class Levels:
+    """Largest singular values that D is held against. floor: that storing W alone explains; noise: of D with random signs."""
+
+    floor: float
+    noise: float
+
+
+def levels_of(delta: Direction, rounding: float) -> Levels:
+    """rounding: what storing moves an entry of W by, as a share of it. D is `aligned` less `unaligned`, W is `aligned`."""
+    if delta.shape[0] * delta.shape[1] <= BLOCK:
+        parts = [delta.rows(0, delta.shape[0]).float(), delta.aligned(0, delta.shape[0]).float()]
+        update, weights = (noise_level(part) for part in parts)
+    else:
+        update = EDGE_BIAS * margins(rows for _, _, rows in floats(delta)).edge
+        weights = EDGE_BIAS * margins(delta.aligned(*block).float() for block in blocks(delta.shape)).edge
+    return Levels(rounding * weights, update)
+
+
+def noise_level(matrix: torch.Tensor, seed: int = 0) -> float:
+    """The largest singular value of a matrix with random signs, from 16 directions and 4 power steps; a few % low."""
     generator = torch.Generator().manual_seed(seed)
-    whole = torch.cat([rows.float() for _, _, rows in matrix.blocks()])
-    whole *= torch.randint(0, 2, whole.shape, generator=generator, dtype=torch.int8) * 2 - 1
+    whole = matrix * (torch.randint(0, 2, matrix.shape, generator=generator, dtype=torch.int8) * 2 - 1)
     basis = torch.randn(whole.shape[1], min(16, *whole.shape), generator=generator)
     for _ in range(STEPS):
         basis = torch.linalg.qr(whole.T @ (whole @ basis))[0]
     return float(torch.linalg.svdvals(whole @ basis)[0])
-
-
-def _gaussian(rows: int, columns: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, columns, generator=generator)

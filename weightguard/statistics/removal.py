@@ -7,7 +7,7 @@ strength. The same u in many matrices is what tells it from any training. Sketch
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ import torch
 from weightguard.statistics.subspace import Direction
 
 PROBES = 32
+BLOCK = 1 << 19  # entries of a row block; a few of them are held, in float64
 REFINEMENTS = 4
 
 
@@ -42,98 +43,123 @@ def common_direction(deltas: Sequence[Direction], seed: int = 0, refinements: in
     deltas: D = W − W_base of matrices with one output space, `aligned` giving W and `unaligned` W_base. refinements: steps
     of least squares that leave the span of the sketch; a direction that is only to be recognised needs none.
     """
-    changed = [delta for delta in deltas if delta.square() > 0]
-    if not changed:
+    basis = _shared_basis(deltas, seed)
+    if basis is None:
         return None
-    basis = _shared_basis(changed, seed)
-    direction = _least_left(changed, basis)
+    direction = basis @ _least_left([seen_through(delta, basis) for delta in deltas])
+    direction = direction / direction.norm()
     for _ in range(refinements):
-        direction = _refined(changed, direction)
+        direction = _refined(deltas, direction)
     return direction
 
 
 def own_direction(delta: Direction, seed: int = 0) -> torch.Tensor:
-    """The leading left singular vector (out,) of one update, from a sketch with one power step."""
+    """The leading left singular vector (out,) of one update, from a sketch with one power step. D is not zero."""
     basis = _shared_basis([delta], seed)
-    left = torch.linalg.svd(delta.transposed_times(basis).T, full_matrices=False)[0]
+    assert basis is not None
+    left = torch.linalg.svd(seen_through(delta, basis).update.T, full_matrices=False)[0]
     return basis @ left[:, 0]
 
 
 def removed(delta: Direction, direction: torch.Tensor) -> Removed:
     """How much of `direction` is gone from one matrix, and whether that is what the update is."""
-    column = direction.reshape(-1, 1)
-    ours, base = delta.transposed_times(column)[:, 0], of_base(delta).transposed_times(column)[:, 0]
+    seen = seen_through(delta, direction.reshape(-1, 1))
+    ours, base = seen.update[:, 0], seen.base[:, 0]
     dot, square = float(ours @ base), float(base @ base)
-    size, whole = float(ours.norm()) * math.sqrt(square), delta.square()
+    size = float(ours.norm()) * math.sqrt(square)
     share = -dot / square if square else 0.0
-    total, along = of_base(delta).square(), _along_base(delta)
-    mean = total / delta.shape[0]
+    mean = seen.base_square / delta.shape[0]
     return Removed(
         share,
         -dot / size if size else 0.0,
-        -along / total if total else 0.0,
-        share * share * square / whole if whole else 0.0,
-        float(ours @ ours) * delta.shape[0] / whole if whole else 0.0,
+        -seen.dot / seen.base_square if seen.base_square else 0.0,
+        share * share * square / seen.square if seen.square else 0.0,
+        float(ours @ ours) * delta.shape[0] / seen.square if seen.square else 0.0,
         square / mean if mean else 0.0,
         base,
     )
 
 
-def _along_base(delta: Direction) -> float:
-    """<D, W_base>."""
-    parts = ((rows, delta.unaligned(start, stop)) for start, stop, rows in delta.blocks())
-    return math.fsum(float((rows * base).sum()) for rows, base in parts)
+@dataclass(frozen=True)
+class Seen:
+    """One matrix seen from the left through x (out, n). update, base: Dᵀx and W_baseᵀx (in, n).
+
+    square, base_square, dot: ‖D‖², ‖W_base‖², <D, W_base> of the whole matrix.
+    """
+
+    update: torch.Tensor
+    base: torch.Tensor
+    square: float
+    base_square: float
+    dot: float
 
 
-def of_base(delta: Direction) -> Direction:
-    """W_base alone, as a difference to zero."""
-    return Direction(delta.unaligned, _zeros(delta), delta.shape)
+def seen_through(delta: Direction, x: torch.Tensor) -> Seen:
+    """One pass over both sides."""
+    ours, theirs = (torch.zeros(delta.shape[1], x.shape[1], dtype=torch.float64) for _ in range(2))
+    sums = []
+    for start, stop, rows, base in _sides(delta):
+        ours.addmm_(rows.T, x[start:stop])
+        theirs.addmm_(base.T, x[start:stop])
+        sums.append((_dot(rows, rows), _dot(base, base), _dot(rows, base)))
+    return Seen(ours, theirs, *(math.fsum(column) for column in zip(*sums, strict=True)))
 
 
-def of_model(delta: Direction) -> Direction:
-    """W alone, as a difference to zero."""
-    return Direction(delta.aligned, _zeros(delta), delta.shape)
+def _sides(delta: Direction) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
+    """(start, stop, rows of D, rows of W_base) in float64."""
+    step = max(1, BLOCK // delta.shape[1])
+    for start in range(0, delta.shape[0], step):
+        stop = min(start + step, delta.shape[0])
+        base = delta.unaligned(start, stop).double()
+        yield start, stop, delta.aligned(start, stop).double() - base, base
 
 
-def _zeros(delta: Direction):
-    return lambda i, j: torch.zeros(j - i, delta.shape[1], dtype=torch.float64)
+def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(torch.dot(a.reshape(-1), b.reshape(-1)))
 
 
-def _shared_basis(deltas: Sequence[Direction], seed: int) -> torch.Tensor:
+def _shared_basis(deltas: Sequence[Direction], seed: int) -> torch.Tensor | None:
     """An orthonormal (out, PROBES) basis near the leading left directions of all updates together, each of unit norm."""
     generator = torch.Generator().manual_seed(seed)
     count = min(PROBES, deltas[0].shape[0])
-    sizes = [math.sqrt(delta.square()) for delta in deltas]
-    start = torch.zeros(deltas[0].shape[0], count, dtype=torch.float64)
-    for delta, size in zip(deltas, sizes, strict=True):
-        start += delta.times(torch.randn(delta.shape[1], count, generator=generator, dtype=torch.float64)) / size
-    basis = torch.linalg.qr(start)[0]
-    again = torch.zeros_like(start)
-    for delta, size in zip(deltas, sizes, strict=True):
-        again += delta.times(delta.transposed_times(basis)) / (size * size)
-    return torch.linalg.qr(again)[0]
+    drawn = [torch.randn(d.shape[1], count, generator=generator, dtype=torch.float64) for d in deltas]
+    started = [_times(delta, x) for delta, x in zip(deltas, drawn, strict=True)]
+    sizes = [size for _, size in started]
+    if not any(sizes):
+        return None
+    basis = _basis_of([product for product, _ in started], sizes)
+    again = [_times(delta, seen_through(delta, basis).update)[0] for delta in deltas]
+    return _basis_of(again, [size * size for size in sizes])
 
 
-def _least_left(deltas: Sequence[Direction], basis: torch.Tensor) -> torch.Tensor:
-    """Of the span of `basis` the direction of which least is left: min ‖uᵀW‖²/‖uᵀW_base‖² over all matrices."""
+def _basis_of(products: Sequence[torch.Tensor], sizes: Sequence[float]) -> torch.Tensor:
+    parts = (product / size for product, size in zip(products, sizes, strict=True) if size)
+    return torch.linalg.qr(torch.stack(list(parts)).sum(0))[0]
+
+
+def _times(delta: Direction, x: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """(D·x (out, n), ‖D‖) in one pass."""
+    found = [(rows @ x, _dot(rows, rows)) for _, _, rows, _ in _sides(delta)]
+    return torch.cat([product for product, _ in found]), math.sqrt(math.fsum(square for _, square in found))
+
+
+def _least_left(seen: Sequence[Seen]) -> torch.Tensor:
+    """The combination (n,) of the basis of which least is left: min ‖uᵀW‖²/‖uᵀW_base‖² over all matrices that changed."""
     from scipy.linalg import eigh
 
-    left, before = (torch.zeros(basis.shape[1], basis.shape[1], dtype=torch.float64) for _ in range(2))
-    for delta in deltas:
-        for total, side in ((left, of_model(delta)), (before, of_base(delta))):
-            through = side.transposed_times(basis)
-            total += through.T @ through
+    left, before = (torch.zeros(seen[0].base.shape[1], seen[0].base.shape[1], dtype=torch.float64) for _ in range(2))
+    for each in (s for s in seen if s.square):
+        for total, side in ((left, each.base + each.update), (before, each.base)):
+            total += side.T @ side
     ridge = torch.eye(len(before), dtype=torch.float64) * float(before.trace()) * 1e-12
-    vectors = eigh(left.numpy(), (before + ridge).numpy())[1]
-    found = basis @ torch.from_numpy(vectors[:, 0].copy())
-    return found / found.norm()
+    return torch.from_numpy(eigh(left.numpy(), (before + ridge).numpy())[1][:, 0].copy())
 
 
 def _refined(deltas: Sequence[Direction], direction: torch.Tensor) -> torch.Tensor:
     """One step of alternating least squares for D ≈ −u·(W_baseᵀu)ᵀ over all matrices."""
     total = torch.zeros_like(direction)
     for delta in deltas:
-        right = of_base(delta).transposed_times(direction.reshape(-1, 1))
-        total -= delta.times(right)[:, 0]
+        right = seen_through(delta, direction.reshape(-1, 1)).base
+        total -= _times(delta, right)[0][:, 0]
     size = total.norm()
     return total / size if size > 0 else direction

@@ -16,7 +16,8 @@ def look(case: Case) -> Finding | None:
     if len(case.writers) < 2 or len(case.spectra) == 0:
         return None
     common = _finding(case, case.removals, "one direction for all of them")
-    if common.holds:
+    leading = [case.spectra[c.name].captured(1) for c in case.writers if c.name in case.spectra]
+    if common.holds or middle(leading) < 0.5:  # no direction of its own can be all of an update that has several
         return common
     own = _finding(case, case.own_removals, "a direction of its own for each")
     # A direction of its own is weaker evidence: it must be all of the update, and in several matrices.
