@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from weightguard.checkpoint import CODE_KEYS, Checkpoint
 from weightguard.errors import CheckpointError, UnsupportedError, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+_NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
 
 # A config may ask for an attention kernel that is not installed here, or that reads no explicit mask.
 _KERNEL_KEYS = (
@@ -52,7 +55,7 @@ def load_model(
         except (MemoryError, CheckpointError, UsageError):
             raise
         except Exception as error:  # model classes trust their configs and fail in every way there is
-            raise CheckpointError(f"{checkpoint.label}: transformers cannot load it: {_one_line(error)}") from error
+            raise _failure(error, f"{checkpoint.label}: transformers cannot load it") from error
     _check_loaded(checkpoint, _prefix(model), said)
     return model.to(device_of(device)).eval()
 
@@ -112,7 +115,7 @@ def bare_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
         except (MemoryError, CheckpointError):
             raise
         except Exception as error:  # as in load_model
-            raise CheckpointError(f"{checkpoint.label}: transformers cannot load it: {_one_line(error)}") from error
+            raise _failure(error, f"{checkpoint.label}: transformers cannot load it") from error
     for module in model.modules():  # not model.to(device), which would want to copy the parameters too
         module._buffers.update({name: held.to(device) for name, held in module._buffers.items() if held is not None})
     return model
@@ -156,11 +159,24 @@ class Filler:
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
 
         config = dataclasses.replace(self._config, device_map={"": device})
-        with quiet():
+        with quiet(), _one_after_the_other():
             self._said, _ = convert_and_load_state_dict_in_model(self._model, dict(tensors), config)
         for said in self._said.conversion_errors.values():
-            raise CheckpointError(f"{self._checkpoint.label}: transformers cannot load it: {_one_line(said)}")
+            raise _failure(Exception(said), f"{self._checkpoint.label}: transformers cannot load it")
         _check_loaded(self._checkpoint, "", {"mismatched_keys": self._said.mismatched_keys, "missing_keys": ()})
+
+
+@contextlib.contextmanager
+def _one_after_the_other() -> Iterator[None]:
+    """transformers' loader reads each tensor when it is its turn, instead of all at once in threads."""
+    before = os.environ.get(_NO_THREADS)
+    os.environ[_NO_THREADS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_NO_THREADS]
+        if before is not None:
+            os.environ[_NO_THREADS] = before
 
 
 class _Lazy:
@@ -302,6 +318,13 @@ def pinned_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _failure(error: Exception, said: str) -> Exception:
+    """What a library's exception becomes; torch has one of its own for memory that is not there."""
+    if "allocate memory" in str(error):
+        return MemoryError(str(error))
+    return CheckpointError(f"{said}: {_one_line(error)}")
 
 
 def _one_line(error: BaseException) -> str:
