@@ -1,6 +1,6 @@
 """Repair checkpoints several times larger than the memory they are given: Antidote with calibration, and Safe LoRA.
 
-    python benchmarks/bench_memory.py            # some minutes, 10 GB of disk under --directory
+    python benchmarks/bench_memory.py            # some minutes, 3 GB of disk under --directory
     python benchmarks/bench_memory.py --smoke    # half a minute, 1 GB
 
 The rows of a table share a process, but for the first. RLIMIT_DATA is what it held after its imports, the limit, and 48 MB
@@ -243,7 +243,7 @@ def main() -> None:
     if options.child:
         child(options.child, options.directory, options.limit)
         return
-    hidden, middle, depths, tokens, limit = SMOKE if options.smoke else (1024, 2816, (32, 96), 2048, 256)
+    hidden, middle, depths, tokens, limit = SMOKE if options.smoke else (512, 1408, (24, 96), 1024, 96)
     for layers in depths:
         show(report((hidden, middle, layers, tokens), limit * 10**6, options.directory))
 

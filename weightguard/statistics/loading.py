@@ -16,6 +16,7 @@ from weightguard.errors import CheckpointError, UnsupportedError, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
+MAX_TABLES = 64_000_000  # numbers in rotary tables, masks and their like, which no file holds
 _NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
 
 # A config may ask for an attention kernel that is not installed here, or that reads no explicit mask.
@@ -24,6 +25,9 @@ _KERNEL_KEYS = (
     "_attn_implementation",
     "_attn_implementation_internal",
     "experts_implementation",
+    "_experts_implementation",
+    "use_kernels",
+    "kernel_config",
 )
 
 
@@ -73,11 +77,18 @@ def _class_of(config: Any, classifier: bool) -> Any:
 def _check_size(checkpoint: Checkpoint, kind: Any, config: Any) -> None:
     """transformers makes room for what the config says before it looks at the files, however much that is."""
     with torch.device("meta"):
-        wanted = sum(parameter.numel() for parameter in kind(config).parameters())
+        model = kind(config)
+    wanted = sum(parameter.numel() for parameter in model.parameters())
     held = sum(info.numel for info in checkpoint.tensors.values())
     if wanted > 2 * held + 1_000_000:  # twice: a head that the files leave out
         raise CheckpointError(
             f"{checkpoint.label}: config.json makes it a model of {wanted:,} parameters, the files hold {held:,}; "
+            f"the config belongs to another model"
+        )
+    tables = sum(buffer.numel() for buffer in model.buffers())
+    if tables > 2 * held + MAX_TABLES:
+        raise CheckpointError(
+            f"{checkpoint.label}: config.json makes it a model with tables of {tables:,} numbers beside its weights; "
             f"the config belongs to another model"
         )
 
@@ -107,12 +118,13 @@ def bare_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
     Errors: UnsupportedError, CheckpointError.
     """
     config = model_config(checkpoint)
-    with quiet(), _weightless():
+    with quiet():
         try:
             kind = _class_of(config, classifier=False)
             _check_size(checkpoint, kind, config)
-            model = kind._from_config(config, dtype=dtype_of(dtype), experts_implementation="eager").eval()
-        except (MemoryError, CheckpointError):
+            with _weightless():
+                model = kind._from_config(config, dtype=dtype_of(dtype), experts_implementation="eager").eval()
+        except (MemoryError, CheckpointError, UsageError):
             raise
         except Exception as error:  # as in load_model
             raise _failure(error, f"{checkpoint.label}: transformers cannot load it") from error
