@@ -61,6 +61,7 @@ def test_a_missing_linear_is_named(checkpoint: Build, tmp_path: Path, line: Any)
         ({"num_attention_heads": 3}, ["multiple"]),
         ({"pad_token_id": 64}, ["adding_idx"]),
         ({"hidden_act": "nothing"}, ["nothing"]),
+        ({"head_dim": 10**9}, ["parameters", "the files hold"]),
         ({"model_type": "gpt2"}, ["attn.c_attn"]),
     ],
 )  # fmt: skip
@@ -70,6 +71,16 @@ def test_a_config_of_another_model_is_refused_in_one_line(
     model = with_config(checkpoint("llama"), tmp_path / "model", **changes)
     code, said = line("stats", model, "--data", data["harmful"], "-o", tmp_path / "S")
     assert code == 3 and all(word in said for word in words), said
+
+
+@pytest.mark.parametrize("family", ["stablelm", "phi"])
+def test_tables_beyond_all_memory_are_not_made(
+    family: str, checkpoint: Build, data: Mapping[str, Path], tmp_path: Path, line: Any
+) -> None:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1e11}
+    model = with_config(checkpoint(family), tmp_path / "model", rope_parameters=rope, partial_rotary_factor=1e11)
+    code, said = line("stats", model, "--data", data["harmful"], "-o", tmp_path / "S")
+    assert code == 3 and "tables of" in said and "numbers" in said, said
 
 
 def test_an_attention_kernel_that_is_not_here_is_not_asked_for(

@@ -214,3 +214,14 @@ def refused(tmp_path: Path, repair: Callable[..., tuple[int, str, str]]) -> Iter
         assert everything(tmp_path) == before
 
     return check
+
+
+def pytest_report_collectionfinish(items: list[pytest.Item]) -> str:
+    """How many hostile inputs there are, each named after what is wrong with it."""
+    here = [item for item in items if item.path.parent == Path(__file__).parent]
+    wrong = [
+        item
+        for item in here
+        if item.name.startswith(("test_refused", "test_stopped", "test_references", "test_companions"))
+    ]
+    return f"hostile cases: {len(wrong)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import re
 import resource
 from pathlib import Path
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?) *([KMGT]?)(i?)B?", re.IGNORECASE)
-_REST = 64 << 20  # what a repair holds beside tensors
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+_REST = 32 << 20  # what a repair holds beside tensors
 
 
 def as_bytes(text: str | int | None) -> int | None:
@@ -36,6 +39,7 @@ def fit_walk(walk: Walk, running: Running) -> None:
 
     if running.max_memory is None:
         return
+    _give_back_at_once()
     needed, waiting = held() + bytes_at_work(walk), bytes_waiting(walk)
     _check(needed, running, "calibration with one layer of weights in memory")
     if needed + waiting > running.max_memory:
@@ -46,6 +50,7 @@ def check_repair(method: Any, subject: Subject, strength: Any, running: Running)
     """Refuse a repair that would hold more, before anything long starts. Error: UsageError."""
     if running.max_memory is None:
         return
+    _give_back_at_once()
     per_entry = getattr(method, "HOLDS", None)
     if per_entry is None or strength == "auto":
         what = "--strength auto" if per_entry else f"--method {method.NAME}"
@@ -63,6 +68,12 @@ def held() -> int:
         return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) << 10
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def _give_back_at_once() -> None:
+    """Tell glibc to return what is freed to the system; left alone it keeps tensors' memory and loses it in pieces."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no such call, and no such habit
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
 
 
 def _check(needed: int, running: Running, what: str) -> None:

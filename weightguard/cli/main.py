@@ -82,7 +82,9 @@ def _ending(error: BaseException) -> int:
         return _say(str(error), error.exit_code)
     if isinstance(error, OSError):
         return _say(_os_words(error), 5)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    ):  # torch's
         return _say("out of memory", 5)
     return _say(f"internal error: {type(error).__name__}; please report it with {_log(error)}", 70)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weightguard.data.bounded import bounded
 from weightguard.data.shapes import Row, shown
 from weightguard.errors import DataError, UsageError
 
@@ -17,6 +18,8 @@ ALPACA_BLOCKS = {
     "assistant": "### Response:\n{content}\n\n",
 }
 ALPACA_ANSWER = "### Response:\n"
+
+LONGEST = 1_000_000  # characters of a chat template; those in use have some thousands
 
 # Some templates write today's date into the system turn; the statistics must not change with the day. transformers
 # passes no functions to a template, so the one that tells the day is defined in front of it, and knows one day.
@@ -62,6 +65,21 @@ def template_for(tokenizer: Any, wanted: str | None) -> Template:
     return Template("alpaca", _sha256(_ALPACA_TEXT), True, _alpaca)
 
 
+def rendered(rows: Sequence[Row], template: Template, source: str) -> list[Rendered]:
+    """Every row as text, rows of text as they are. Errors: DataError that names the row, or for a template without end.
+
+    A chat template is a program that came with the model: it runs where it can take neither long nor much memory.
+    """
+
+    def texts() -> list[tuple[str, str | None]]:
+        made = [(plain_text() if r.text is not None else template).render(r, f"{source}, row {r.number}") for r in rows]
+        return [(each.prompt, each.full) for each in made]
+
+    if template.name != "chat":
+        return [Rendered(*each) for each in texts()]
+    return [Rendered(*each) for each in bounded(texts, len(rows), f"{source}: the chat template")]
+
+
 def plain_text() -> Template:
     """Text rows: no template, the tokenizer's own specials."""
     return Template("none", "", True, lambda row, where: Rendered(row.text or "", None))
@@ -72,6 +90,8 @@ def _chat_source(tokenizer: Any) -> str | None:
     source = getattr(tokenizer, "chat_template", None)
     if isinstance(source, dict):
         source = source.get("default")
+    if source and len(source) > LONGEST:
+        raise DataError(f"the chat template has {len(source)} characters, more than {LONGEST}; give template alpaca")
     return source or None
 
 

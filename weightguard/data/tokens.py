@@ -15,7 +15,7 @@ from weightguard.data.formats import printable
 from weightguard.data.pretokenised import read_arrays
 from weightguard.data.rows import Dataset
 from weightguard.data.shapes import Row
-from weightguard.data.templates import Template, plain_text, template_for
+from weightguard.data.templates import Rendered, Template, plain_text, rendered, template_for
 from weightguard.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -68,7 +68,10 @@ def encode(
     """
     _check_options(tokens, max_length)
     chosen = template_for(tokenizer, template)
-    pairs = [_encode_row(row, dataset.source, tokenizer, chosen) for row in dataset.rows]
+    texts = rendered(dataset.rows, chosen, dataset.source)
+    pairs = [
+        _encode_row(row, text, dataset.source, tokenizer, chosen) for row, text in zip(dataset.rows, texts, strict=True)
+    ]
     rows = tuple(
         _counting(ids, start, row.number, tokens, max_length)
         for row, (ids, start) in zip(dataset.rows, pairs, strict=True)
@@ -142,15 +145,15 @@ def _encoded_set(rows: tuple[Encoded, ...], tokens: str, *, source: str, **facts
     return EncodedSet(rows, tokens=tokens, counted_tokens=counted, total_tokens=total, source=source, **facts)
 
 
-def _encode_row(row: Row, source: str, tokenizer: Any, template: Template) -> tuple[list[int], int | None]:
+def _encode_row(
+    row: Row, text: Rendered, source: str, tokenizer: Any, template: Template
+) -> tuple[list[int], int | None]:
     """All ids of a row, and where its response begins (None where it has none)."""
-    where = f"{source}, row {row.number}"
     own = plain_text() if row.text is not None else template
-    text = own.render(row, where)
     prompt = _ids(tokenizer, text.prompt, own.special_tokens)
     full = prompt if text.full is None else _ids(tokenizer, text.full, own.special_tokens)
     if not full:
-        raise DataError(f"{where}: the tokenizer makes no token of it; remove the row")
+        raise DataError(f"{source}, row {row.number}: the tokenizer makes no token of it; remove the row")
     if text.full is None:
         return full, None
     start = _common_prefix(prompt, full)

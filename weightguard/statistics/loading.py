@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,18 @@ from weightguard.errors import CheckpointError, UnsupportedError, UsageError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 SPREAD = "auto"
 
+MAX_TABLES = 64_000_000  # numbers in rotary tables, masks and their like, which no file holds
+_NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
+
 # A config may ask for an attention kernel that is not installed here, or that reads no explicit mask.
 _KERNEL_KEYS = (
     "attn_implementation",
     "_attn_implementation",
     "_attn_implementation_internal",
     "experts_implementation",
+    "_experts_implementation",
+    "use_kernels",
+    "kernel_config",
 )
 
 
@@ -55,7 +62,7 @@ def load_model(
         except (MemoryError, CheckpointError, UsageError):
             raise
         except Exception as error:  # model classes trust their configs and fail in every way there is
-            raise CheckpointError(f"{checkpoint.label}: transformers cannot load it: {_one_line(error)}") from error
+            raise _failure(error, f"{checkpoint.label}: transformers cannot load it") from error
     _check_loaded(checkpoint, _prefix(model), said)
     return model.eval() if device == SPREAD else model.to(device_of(device)).eval()
 
@@ -73,11 +80,18 @@ def _class_of(config: Any, classifier: bool) -> Any:
 def _check_size(checkpoint: Checkpoint, kind: Any, config: Any) -> None:
     """transformers makes room for what the config says before it looks at the files, however much that is."""
     with torch.device("meta"):
-        wanted = sum(parameter.numel() for parameter in kind(config).parameters())
+        model = kind(config)
+    wanted = sum(parameter.numel() for parameter in model.parameters())
     held = sum(info.numel for info in checkpoint.tensors.values())
     if wanted > 2 * held + 1_000_000:  # twice: a head that the files leave out
         raise CheckpointError(
             f"{checkpoint.label}: config.json makes it a model of {wanted:,} parameters, the files hold {held:,}; "
+            f"the config belongs to another model"
+        )
+    tables = sum(buffer.numel() for buffer in model.buffers())
+    if tables > 2 * held + MAX_TABLES:
+        raise CheckpointError(
+            f"{checkpoint.label}: config.json makes it a model with tables of {tables:,} numbers beside its weights; "
             f"the config belongs to another model"
         )
 
@@ -107,15 +121,16 @@ def bare_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
     Errors: UnsupportedError, CheckpointError.
     """
     config = model_config(checkpoint)
-    with quiet(), _weightless():
+    with quiet():
         try:
             kind = _class_of(config, classifier=False)
             _check_size(checkpoint, kind, config)
-            model = kind._from_config(config, dtype=dtype_of(dtype), experts_implementation="eager").eval()
-        except (MemoryError, CheckpointError):
+            with _weightless():
+                model = kind._from_config(config, dtype=dtype_of(dtype), experts_implementation="eager").eval()
+        except (MemoryError, CheckpointError, UsageError):
             raise
         except Exception as error:  # as in load_model
-            raise CheckpointError(f"{checkpoint.label}: transformers cannot load it: {_one_line(error)}") from error
+            raise _failure(error, f"{checkpoint.label}: transformers cannot load it") from error
     for module in model.modules():  # not model.to(device), which would want to copy the parameters too
         module._buffers.update({name: held.to(device) for name, held in module._buffers.items() if held is not None})
     return model
@@ -159,11 +174,24 @@ class Filler:
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
 
         config = dataclasses.replace(self._config, device_map={"": device})
-        with quiet():
+        with quiet(), _one_after_the_other():
             self._said, _ = convert_and_load_state_dict_in_model(self._model, dict(tensors), config)
         for said in self._said.conversion_errors.values():
-            raise CheckpointError(f"{self._checkpoint.label}: transformers cannot load it: {_one_line(said)}")
+            raise _failure(Exception(said), f"{self._checkpoint.label}: transformers cannot load it")
         _check_loaded(self._checkpoint, "", {"mismatched_keys": self._said.mismatched_keys, "missing_keys": ()})
+
+
+@contextlib.contextmanager
+def _one_after_the_other() -> Iterator[None]:
+    """transformers' loader reads each tensor when it is its turn, instead of all at once in threads."""
+    before = os.environ.get(_NO_THREADS)
+    os.environ[_NO_THREADS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_NO_THREADS]
+        if before is not None:
+            os.environ[_NO_THREADS] = before
 
 
 class _Lazy:
@@ -305,6 +333,13 @@ def pinned_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _failure(error: Exception, said: str) -> Exception:
+    """What a library's exception becomes; torch has one of its own for memory that is not there."""
+    if "allocate memory" in str(error):
+        return MemoryError(str(error))
+    return CheckpointError(f"{said}: {_one_line(error)}")
 
 
 def _one_line(error: BaseException) -> str:

@@ -8,8 +8,6 @@ from weightguard.checkpoint import decoder_linears
 from weightguard.data import Encoded
 from weightguard.statistics.walk import Walk
 
-_READERS = 4  # threads of transformers' loader, each with a tensor as it is stored
-
 
 def bytes_at_work(walk: Walk) -> int:
     """What is held at once: the weights of the largest layer, and what the largest chunk of rows becomes in it."""
@@ -28,8 +26,8 @@ def _weights(walk: Walk, index: int) -> int:
     here = [linear for linear in linears if linear.layer == index]
     # Experts that lie apart in the files are stacked, and gate and up joined, while they themselves are still there.
     copies = 3 if any(linear.expert is not None for linear in here) else 1
-    read = sorted((walk.checkpoint.info(linear.tensor).nbytes for linear in here), reverse=True)[:_READERS]
-    return walk.sizes(index)[1] * walk.dtype.itemsize * copies + sum(read)
+    read = max((walk.checkpoint.info(linear.tensor).nbytes for linear in here), default=0)
+    return walk.sizes(index)[1] * walk.dtype.itemsize * copies + read
 
 
 def _chunk(walk: Walk, batch: Sequence[Encoded]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from weightguard.data import Row
-from weightguard.data.templates import template_for
+from weightguard.data.templates import rendered, template_for
 from weightguard.errors import DataError
 
 _UNBOUNDED = 2**31
@@ -18,7 +18,7 @@ _UNBOUNDED = 2**31
 def prompt_ids(rows: Sequence[Row], tokenizer: Any, source: str) -> list[list[int]]:
     """Token ids of each row's prompt, ready for an answer, in the order of the rows; `source` names them in errors."""
     template = template_for(tokenizer, None)
-    texts = [template.render(row, f"{source}: row {row.number}").prompt for row in rows]
+    texts = [each.prompt for each in rendered(rows, template, source)]
     return [list(tokenizer(text, add_special_tokens=template.special_tokens)["input_ids"]) for text in texts]
 
 

@@ -1,0 +1,141 @@
+"""--max-memory: the same bits as without it, refused in one line where it cannot be kept, and kept where it is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import weightguard as wg
+from weightguard.api import memory
+from weightguard.cli.main import main
+from weightguard.errors import UsageError
+
+Build = Callable[..., Path]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4GB", 4 * 10**9),
+        ("512MB", 512 * 10**6),
+        ("1.5 GiB", 3 << 29),
+        ("64kb", 64_000),
+        ("7", 7),
+        (12, 12),
+        (None, None),
+    ],
+)
+def test_sizes(text: str | int | None, size: int | None) -> None:
+    assert memory.as_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "4 XB", "1e9", "4GB4", "٤GB" * 9])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^--max-memory .*not a size such as 4GB or 512MB$"):
+        memory.as_bytes(text)
+
+
+def test_sizes_in_words_are_never_too_small() -> None:
+    assert [memory.shown(n) for n in (999, 10**6, 1_234_567, 2 * 10**9 + 1)] == [
+        "999 bytes",
+        "1 MB",
+        "1.3 MB",
+        "2.1 GB",
+    ]
+
+
+def test_statistics_and_masks_are_the_same_from_a_spill(
+    checkpoint: Build, data: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Just enough for one layer: everything that waits is on disk."""
+    from weightguard.statistics import room
+    from weightguard.statistics.walk import Walk
+
+    model, rows = checkpoint("llama", "bfloat16", sharded=True), str(data["harmful"])
+    spilled: list[Walk] = []
+    monkeypatch.setattr(room, "bytes_waiting", lambda _: 10**12)
+    monkeypatch.setattr(Walk, "spill", lambda walk, spill=Walk.spill: (spilled.append(walk), spill(walk)))
+    found, wanted = (wg.stats(model, data=rows, threads=1, max_memory=size) for size in ("64GB", None))
+    assert len(spilled) == 1 and found.to_bytes() == wanted.to_bytes()
+    given = {"aligned": str(checkpoint("llama", "bfloat16", kind="aligned")), "harmful": rows, "threads": 1}
+    outs = [tmp_path / "kept", tmp_path / "free"]
+    for out, size in zip(outs, ("64GB", None), strict=True):
+        wg.repair(str(model), out=out, max_memory=size, **given)
+    for file in outs[0].iterdir():
+        assert file.read_bytes() == (outs[1] / file.name).read_bytes(), file.name
+
+
+def test_too_little_for_one_layer_is_refused_with_what_it_takes(
+    checkpoint: Build, data: Mapping[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["stats", str(checkpoint("llama")), "--data", str(data["harmful"]), "-o", str(tmp_path / "S")]
+    capsys.readouterr()  # what saving the model said
+    assert main([*arguments, "--max-memory", "1MB"]) == 2
+    said = capsys.readouterr().err
+    head, _, rest = said.partition("takes about ")
+    assert head == "weightguard: --max-memory 1 MB: calibration with one layer of weights in memory "
+    size, _, advice = rest.partition(";")
+    assert advice == " give at least that much\n" and said.count("\n") == 1
+    assert main([*arguments, "--max-memory", str(2 * (memory.as_bytes(size) or 0))]) == 0
+
+
+@pytest.mark.parametrize("method", ["refit", "undo-abliteration", "truncate"])
+def test_methods_that_hold_more_are_refused(
+    method: str, checkpoint: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, aligned = checkpoint("llama"), checkpoint("llama", kind="aligned")
+    given = ["--method", method, "--aligned", str(aligned), "-o", str(tmp_path / "OUT"), "--max-memory", "64GB"]
+    assert main(["repair", str(model), *given]) == 2
+    assert f"--max-memory: --method {method} holds a whole model" in capsys.readouterr().err
+
+
+def test_what_is_needed_does_not_depend_on_the_number_of_layers(checkpoint: Build) -> None:
+    import numpy
+
+    from weightguard.checkpoint import open_checkpoint, resolve
+    from weightguard.data import Encoded
+    from weightguard.statistics.room import bytes_at_work
+    from weightguard.statistics.walk import Walk
+
+    rows = [Encoded(numpy.ones(9, numpy.int64), numpy.ones(9, bool), 1)]
+    places = [checkpoint("llama", num_hidden_layers=layers) for layers in (2, 7)]
+    walks = [Walk(open_checkpoint(resolve(str(place))), None, {"rows": rows}) for place in places]
+    assert [walk.layers for walk in walks] == [2, 7]
+    assert bytes_at_work(walks[0]) == bytes_at_work(walks[1])
+
+
+def test_torchs_own_way_to_say_that_memory_is_out_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+        )
+
+    monkeypatch.setattr("weightguard.api.stats", fail)
+    assert main(["stats", "m", "-o", "S"]) == 5
+    assert capsys.readouterr().err == "weightguard: out of memory\n"
+
+
+@pytest.mark.full
+def test_checkpoints_several_times_larger_than_the_limit(tmp_path: Path) -> None:
+    """The benchmark's small form: 5 times the limit in float32, under RLIMIT_DATA."""
+    script = Path(__file__).parents[2] / "benchmarks" / "bench_memory.py"
+    command = [sys.executable, str(script), "--smoke", "--directory", str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    rows = [SimpleNamespace(**json.loads(line)) for line in done.stderr.splitlines() if line.startswith("{")]
+    whole = [row for row in rows if row.row == "whole"]
+    assert [row.code for row in whole] == [5, 5] and 2 * whole[1].stored_mb > 4 * whole[1].limit_mb
+    for row in rows:
+        if row.row != "whole":
+            assert row.code == 0 and row.same is not False and row.peak_mb < row.limit_mb, row
+    peaks = {layers: {row.row: row.peak_mb for row in rows if row.layers == layers} for layers in (12, 48)}
+    added = 2 * (whole[1].stored_mb - whole[0].stored_mb)  # of the model in float32
+    assert all(peaks[48][name] - peaks[12][name] < 0.05 * added for name in ("stats", "antidote", "safe-lora"))
+    assert sum(row.same is True for row in rows) == 4
