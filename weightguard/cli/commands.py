@@ -264,6 +264,12 @@ def verify(output: str, against: str | None, model: str | None, policy: str | No
 @click.option("--benign", help="Harmless rows; those with a response measure utility.")
 @click.option("--over-refusal", help="Harmless prompts that sound dangerous and must be answered.")
 @click.option("--task", help="Rows of the user's task with the right response.")
+@click.option(
+    "--lm-eval",
+    multiple=True,
+    metavar="TASK[:METRIC]",
+    help="Utility by a task of lm-evaluation-harness (the extra [eval]): its name, or a .yaml file; may be repeated.",
+)
 @options.judging
 @click.option("-o", "--out", required=True, help="The report to write.")
 @click.option("--limit", type=int, help="Take the first rows of each data set only.")
