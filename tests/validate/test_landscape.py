@@ -22,6 +22,7 @@ from weightguard.measurement import KINDS, Report, Subject
 from weightguard.report.landscape import drawn
 from weightguard.statistics.loading import load_model, load_tokenizer
 from weightguard.validate.evaluation import Side
+from weightguard.validate.intervals import wilson
 from weightguard.validate.judges import Exchange, Ruling
 from weightguard.validate.landscape import Walk, landscape
 from weightguard.validate.metrics.visage import visage, visage_interval
@@ -138,6 +139,12 @@ def test_the_interval_holds_the_value_and_knows_rows_without_a_ruling() -> None:
     wider = visage_interval(hits, 2, "contiguous", 0)
     assert wider is not None and wider[0] < low and wider[1] >= value
     assert visage_interval(hits[:1], 2, "contiguous", 0) is None
+
+
+def test_prompts_that_all_end_alike_are_no_certainty() -> None:
+    most = wilson(0, 50)[1]
+    assert visage_interval(numpy.zeros((3, 5, 50)), 2, "contiguous", 0) == (1 - most, 1.0)
+    assert visage_interval(numpy.ones((3, 5, 50)), 2, "contiguous", 0) == (0.0, most)
 
 
 class LastWord:
