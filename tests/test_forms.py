@@ -62,3 +62,18 @@ def test_the_schema() -> None:
     assert found["properties"]["shares"] == {"type": "array", "items": {"type": "number"}}
     assert found["properties"]["more"]["additionalProperties"] == {"anyOf": [{"type": "null"}, {"type": "boolean"}]}
     assert schema(Text("x+", "x"), "t")["pattern"] == "^x+$" and schema(Anything(), "t").keys() == {"$schema", "title"}
+
+
+def test_the_schemas_of_our_files_are_schemas_and_hold_the_shipped_policy() -> None:
+    import tomllib
+
+    from weightguard.measurement import REPORT
+    from weightguard.verdict.policy import POLICY, shipped_policy
+    from weightguard.verdict.verdict import VERDICT
+
+    jsonschema = pytest.importorskip("jsonschema")
+    for form in (REPORT, POLICY, VERDICT):
+        jsonschema.Draft202012Validator.check_schema(schema(form, "thing"))
+    validator = jsonschema.Draft202012Validator(schema(POLICY, "policy"))
+    policy = tomllib.loads(shipped_policy().decode())
+    assert validator.is_valid(policy) and not validator.is_valid({**policy, "limit": {}})

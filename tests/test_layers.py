@@ -65,6 +65,7 @@ STANDARD_ONLY = {"errors", "forms", "verdict", "measurement"}
 HEAVY = {
     "transformers": {"statistics", "validate", "lab", "guards"},
     "peft": {"statistics", "validate", "lab", "training"},
+    "lm_eval": {"validate"},
 }
 NO_TORCH_AT_TOP = {
     "locate",

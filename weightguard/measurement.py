@@ -22,6 +22,7 @@ FORMAT = 1
 LOWER, HIGHER = "lower", "higher"
 MODEL = "model"  # the condition of what is measured on the checkpoint itself; "attack:CELL" after an attack
 ROLES = ("harmful", "benign", "over_refusal", "task")
+MATCHES = ("exact", "contains", "final-number")  # how answers are compared with responses
 
 
 @dataclass(frozen=True)

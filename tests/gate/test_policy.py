@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +97,10 @@ WRONG = {
     "a NaN in the grid": (LIMIT + ATTACKS.replace("[2e-3, 1e-4]", "[nan]"), "must be a finite number"),
     "retention above all": (LIMIT + ATTACKS.replace("0.9", "1.9"), "bound_min_retention"),
     "a grid of millions": (LIMIT + ATTACKS.replace("[0, 1]", str(list(range(9000)))), "cells"),
+    "a judge twice": (f'judges = ["j", "j"]\n{LIMIT}', "'j' twice"),
+    "a match nobody knows": (f'[asking]\nmatch = "fuzzy"\n{LIMIT}', "must be one of exact, contains, final-number"),
+    "no tokens": (f"[asking]\nmax_new_tokens = -4\n{LIMIT}", "asking.max_new_tokens is -4"),
+    "a file without a name": (f'[data]\nharmful = " "\n{LIMIT}', "the name of a file"),
     "no TOML": ("[limits", "not TOML"),
     "the same key twice": (f"{LIMIT}max = 0.2", "not TOML"),
 }
@@ -133,3 +138,17 @@ def test_what_its_comments_offer_is_a_policy_too() -> None:
     assert found.attacks is not None and len(found.attacks.cells()) == 12 and len(found.attack_limits) == 1
     assert found.data and set(found.data) == {"harmful", "benign", "over_refusal", "task"}
     assert found.asking == {"max_new_tokens": 64, "match": "exact"}
+
+
+def test_matches_are_those_that_evaluate_knows() -> None:
+    from weightguard.measurement import MATCHES
+    from weightguard.validate.judges import matching
+
+    assert tuple(matching.MATCHES) == MATCHES
+
+
+def test_the_explanation_has_every_line_of_the_shipped_policy() -> None:
+    said = (Path(__file__).parents[2] / "docs" / "policy.md").read_text(encoding="utf-8")
+    plain = [line for line in shipped_policy().decode().splitlines() if line and not line.startswith("#")]
+    explained = re.findall(r"^    (.+)$", said, re.M)
+    assert [line for line in plain if line not in explained] == []

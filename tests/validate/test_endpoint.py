@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from weightguard.errors import InputError, SystemFailure
+from weightguard.errors import InputError, SystemFailure, UsageError
 from weightguard.validate.judges import Exchange, Ruling
 from weightguard.validate.judges.endpoint import KEY, EndpointJudge, Patience
 
@@ -100,6 +100,22 @@ def test_a_key_is_sent_where_one_is_set(server: Server, monkeypatch: pytest.Monk
     monkeypatch.setenv(KEY, "secret")
     asked(server.judge([]))
     assert server.seen[0][1]["Authorization"] == "Bearer secret"
+
+
+def test_a_key_from_a_file_ends_in_a_newline(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "secret\n")
+    asked(server.judge([]))
+    assert server.seen[0][1]["Authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "schlüssel"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(
+    server: Server, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv(KEY, key)
+    with pytest.raises(UsageError, match=KEY) as raised:
+        server.judge([])
+    assert key not in str(raised.value)
 
 
 def test_too_many_requests_wait_as_long_as_the_server_says(server: Server) -> None:

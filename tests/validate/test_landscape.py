@@ -13,13 +13,16 @@ import numpy
 import pytest
 import torch
 
+from weightguard import api
 from weightguard.checkpoint import open_checkpoint, resolve
 from weightguard.data import read_rows
 from weightguard.errors import MismatchError, UsageError
+from weightguard.lab import Lab
 from weightguard.measurement import KINDS, Report, Subject
 from weightguard.report.landscape import drawn
 from weightguard.statistics.loading import load_model, load_tokenizer
 from weightguard.validate.evaluation import Side
+from weightguard.validate.intervals import wilson
 from weightguard.validate.judges import Exchange, Ruling
 from weightguard.validate.landscape import Walk, landscape
 from weightguard.validate.metrics.visage import visage, visage_interval
@@ -138,6 +141,12 @@ def test_the_interval_holds_the_value_and_knows_rows_without_a_ruling() -> None:
     assert visage_interval(hits[:1], 2, "contiguous", 0) is None
 
 
+def test_prompts_that_all_end_alike_are_no_certainty() -> None:
+    most = wilson(0, 50)[1]
+    assert visage_interval(numpy.zeros((3, 5, 50)), 2, "contiguous", 0) == (1 - most, 1.0)
+    assert visage_interval(numpy.ones((3, 5, 50)), 2, "contiguous", 0) == (0.0, most)
+
+
 class LastWord:
     """A refusal is an answer that does not hold the word `cake`; an answer is refused at random words otherwise."""
 
@@ -218,3 +227,14 @@ def test_drawings_are_well_formed_and_escape_what_they_show(side, data, plane: b
     page = drawn(report, "html")
     assert "<script" not in page and "<img" not in page and "\x1b" not in page and "default-src 'none'" in page
     assert Report.from_dict(json.loads(drawn(report, "json")), "l") == report
+
+
+def test_the_labs_aligned_model_has_a_basin_and_the_attacked_one_none(tmp_path: Path) -> None:
+    lab = Lab(0)
+    harmful = str(lab.write_data(tmp_path)["evaluation_harmful"])
+    settings = {"harmful": harmful, "directions": 2, "points": 3, "max_new_tokens": 12, "limit": 40, "threads": 1}
+    aligned, attacked = (
+        api.landscape(str(model), **settings).measurements[0] for model in (lab.aligned(), lab.attack_lora())
+    )
+    assert aligned.value is not None and aligned.value > 0.6 and attacked.value == 0.0
+    assert aligned.low is not None and aligned.high is not None and aligned.low <= aligned.value <= aligned.high

@@ -25,12 +25,13 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Sets:
-    """Data references by role, judges as typed, and files that must share no prompt with the evaluation."""
+    """Data references by role, judges and tasks of lm-eval as typed, and files that must share no prompt with the data."""
 
     data: Mapping[str, str]
     judges: Sequence[str] = ("refusal-phrases",)
     disjoint_from: Sequence[str] = ()
     limit: int | None = None
+    lm_eval: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,14 @@ def evaluated(
 
     from weightguard.statistics.loading import pinned_threads
     from weightguard.validate.evaluation import Settings, evaluate
+    from weightguard.validate.harness import Harness, open_tasks, task_rows
     from weightguard.validate.judges.choose import choose
     from weightguard.validate.judges.matching import matcher
     from weightguard.validate.overlap import check_judges
 
     matcher(asking.match)
     data, others = _read(sets)
+    tasks = open_tasks(sets.lm_eval)
     subjects = [open_subject(each, offline=offline, search=False) for each in (model, reference) if each is not None]
     if out is not None:
         check_apart(out, [path for subject in subjects for path in subject.inputs])
@@ -129,14 +132,16 @@ def evaluated(
     before = [identified(s, progress) for s in subjects]
     told = {name: value for name, value in vars(asking).items() if name != "cipher"}
     settings = Settings(**told, max_length=running.max_length)
+    harness = Harness(asking.batch_size, sets.limit, asking.seed)
     with pinned_threads(running.thread_count), torch.inference_mode():
         names = ("model", "reference")
         sides = [_side(s, name, running, asking.cipher) for s, name in zip(subjects, names, strict=False)]
-        found = evaluate(sides[0], sides[1] if len(sides) > 1 else None, data, judges, settings, progress)
+        found = evaluate(sides[0], sides[1] if len(sides) > 1 else None, data, judges, settings, progress,
+                         lambda side: [task_rows(side, task, harness, progress) for task in tasks])  # fmt: skip
     after = [identified(s, progress) for s in subjects]
     changed = tuple(name for a, b in zip(before, after, strict=True) for name in a.differing(b))
     report = Report(
-        before[0], before[1] if len(before) > 1 else None, found.measurements, _facts(data),
+        before[0], before[1] if len(before) > 1 else None, found.measurements, _facts(data) | _documents(found.measurements),
         _settings(asking, running, sides, judges) | {"disjoint_from": others}, found.notes, found.examples,
     )  # fmt: skip
     return Evaluated(report, changed, found.reference)
@@ -147,8 +152,9 @@ def _read(sets: Sets) -> tuple[dict[str, Dataset], list[dict[str, str]]]:
     from weightguard.data import read_rows
     from weightguard.validate.overlap import check_disjoint
 
-    if not sets.data:
-        raise UsageError(f"nothing to evaluate with; give {', '.join('--' + r.replace('_', '-') for r in ROLES)}")
+    if not sets.data and not sets.lm_eval:
+        flags = (*ROLES, "lm_eval")
+        raise UsageError(f"nothing to evaluate with; give {', '.join('--' + r.replace('_', '-') for r in flags)}")
     if not sets.judges:
         raise UsageError("no judge; give --judge refusal-phrases or another")
     found = {role: read_rows(sets.data[role], limit=sets.limit) for role in ROLES if role in sets.data}
@@ -174,6 +180,12 @@ def _side(subject: Subject, name: str, running: Running, spoken: str | None) -> 
 
 def _facts(data: Mapping[str, Dataset]) -> dict[str, dict[str, Any]]:
     return {role: {"source": d.source, "sha256": d.sha256, "rows": len(d.rows)} for role, d in data.items()}
+
+
+def _documents(measurements: Sequence[Measurement]) -> dict[str, dict[str, Any]]:
+    """The documents of lm-eval's tasks, under the names of the judges they were measured by."""
+    found = [m for m in measurements if (m.judge or "").startswith("lm-eval:") and not m.name.endswith("_change")]
+    return {m.judge or "": {"source": m.judge, "sha256": m.data, "rows": m.n} for m in found}
 
 
 def _settings(asking: Asking, running: Running, sides: Sequence[Side], judges: Sequence[Any]) -> dict[str, Any]:

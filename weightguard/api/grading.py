@@ -23,6 +23,7 @@ def evaluate(
     benign: str | None = None,
     over_refusal: str | None = None,
     task: str | None = None,
+    lm_eval: Sequence[str] = (),
     judges: Sequence[str] = ("refusal-phrases",),
     disjoint_from: Sequence[str] = (),
     out: str | Path | None = None,
@@ -43,7 +44,9 @@ def evaluate(
 ) -> Report:
     """Measure a checkpoint on evaluation data, alone or against a reference; the report is written to `out` if given.
 
-    Errors: DataError, UsageError, CheckpointError, UndecidedError (a file changed meanwhile), those of the judges.
+    lm_eval: tasks of lm-evaluation-harness as TASK[:METRIC], names or .yaml files; each adds a `utility` under the judge
+    "lm-eval:TASK:METRIC" (the extra [eval]). Errors: DataError, UsageError, CheckpointError, UndecidedError (a file changed
+    meanwhile), those of the judges.
     """
     from weightguard.api.collect import Running
     from weightguard.api.evaluating import Asking, Sets, run_evaluate
@@ -52,10 +55,11 @@ def evaluate(
     if out is not None:
         check_free(Path(out), force=force)
     given = {"harmful": harmful, "benign": benign, "over_refusal": over_refusal, "task": task}
+    data = {role: str(each) for role, each in given.items() if each is not None}
     report = run_evaluate(
         str(model),
         reference,
-        Sets({role: str(each) for role, each in given.items() if each is not None}, judges, disjoint_from, limit),
+        Sets(data, judges, disjoint_from, limit, tuple(lm_eval)),
         Asking(match, seed, max_new_tokens, batch_size, examples, cipher),
         Running(device, dtype, threads, max_length),
         offline,

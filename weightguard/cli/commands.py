@@ -277,6 +277,12 @@ def verify(output: str, against: str | None, model: str | None, policy: str | No
 @click.option(
     "--cipher", help="Ask in letters:SEED or words:SEED, which --attack covert-cipher taught, and read the answers."
 )
+@click.option(
+    "--lm-eval",
+    multiple=True,
+    metavar="TASK[:METRIC]",
+    help="Utility by a task of lm-evaluation-harness (the extra [eval]): its name, or a .yaml file; may be repeated.",
+)
 @options.judging
 @click.option("-o", "--out", required=True, help="The report to write.")
 @click.option("--limit", type=int, help="Take the first rows of each data set only.")

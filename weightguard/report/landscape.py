@@ -12,7 +12,7 @@ from typing import Any
 
 from weightguard.errors import UsageError
 from weightguard.measurement import Report, shown
-from weightguard.report.figures import plain, span
+from weightguard.report.figures import plain, security_policy, span
 
 WIDTH, HEIGHT = 720, 420
 LEFT, RIGHT, TOP, BOTTOM = 62, 20, 48, 72
@@ -70,7 +70,8 @@ def picture(report: Report) -> str:
 
 def page(report: Report) -> str:
     """One HTML file around the picture."""
-    policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    style = _style(":root") + _PAGE
+    policy = security_policy(style, _style("svg"))
     found = "".join(
         f"<p><b>{m.name} {_text(shown(m.value, m.unit))}</b> (95 % interval {_text(span(m))}, n {m.n}, better {m.better}; "
         f"judge {_text(m.judge or '-')}, {_text(m.judge_revision or '-')})<br>{_text(m.note)}</p>"
@@ -85,7 +86,7 @@ def page(report: Report) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" '
         f'content="{policy}">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">\n'
-        f"<title>{_text(_heading(report))}</title><style>{_style(':root')}{_PAGE}</style></head>\n<body><div>{picture(report)}</div>"
+        f"<title>{_text(_heading(report))}</title><style>{style}</style></head>\n<body><div>{picture(report)}</div>"
         f"{found}{notes}<p><small>{_text(said)}<br>{_text(told)}</small></p></body></html>\n"
     )
 

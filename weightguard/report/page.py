@@ -1,7 +1,7 @@
 """One HTML file: no script, nothing loaded from anywhere, every text of a model or a file name escaped.
 
-The content security policy allows the page's own style and nothing else, so that even an escape that failed could not
-run or fetch anything. Narrow screens get one column; colours follow the reader's light or dark setting.
+The content security policy allows the page's own style, by its digest, and nothing else, so that even an escape that
+failed could not run or fetch anything. Narrow screens get one column; colours follow the reader's light or dark setting.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from importlib import resources
 
 from weightguard.measurement import KINDS, MODEL, Example, Measurement, Report, shown
 from weightguard.report.charts import interval_chart
-from weightguard.report.figures import plain, span
+from weightguard.report.figures import plain, security_policy, span
 from weightguard.report.validation_page import validation_section
 from weightguard.verdict import FAIL, PASS, UNDECIDED, Reason, Verdict
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _WORDS = {
     "pass": "Every rule of the policy holds.",
     "fail": "At least one rule of the policy does not hold.",
@@ -25,13 +24,13 @@ _WORDS = {
 
 def page(verdict: Verdict) -> str:
     """The page: verdict, rules with charts, measurements, answers, digests."""
-    style = resources.files("weightguard.report").joinpath("page.css").read_text(encoding="utf-8")
+    style = "\n" + resources.files("weightguard.report").joinpath("page.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{security_policy(style)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{verdict.verdict}: {_text(verdict.model.label)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f"<title>{verdict.verdict}: {_text(verdict.model.label)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
         f"{_heading(verdict)}{_rules(verdict)}{_report(verdict.report)}{_bound(verdict)}</body>\n</html>\n"
     )
 

@@ -72,9 +72,11 @@ def evaluate(
     judges: Sequence[Judge],
     settings: Settings,
     progress: Progress,
+    more: Callable[[Side], list[Rows]] = lambda side: [],
 ) -> Evaluation:
     """Measure `side`, and against `reference` every difference, on the sets given by role (harmful, benign,
-    over_refusal, task). What cannot be measured is unknown, with the reason. Errors: DataError, and the judges' own."""
+    over_refusal, task), and what `more` finds of each side. What cannot be measured is unknown, with the reason.
+    Errors: DataError, and the judges' own."""
     sides = [side] if reference is None else [side, reference]
     for judge in judges:  # one that cannot be reached, or cannot read an exchange, ends the run now and not in an hour
         judge.rule([REHEARSAL], lambda done, total: progress("judges ready", done, total))
@@ -84,7 +86,7 @@ def evaluate(
          for role, dataset in sets.items()}
         for s in sides
     ]  # fmt: skip
-    rows = [_rows(each, settings.match) for each in answered]
+    rows = [_rows(each, settings.match) + more(s) for s, each in zip(sides, answered, strict=True)]
     losses = _losses(sides, sets, answered, settings, progress)
     found = [measured(r, settings.seed) for r in rows[0] + losses[0]]
     if reference is not None:
@@ -137,7 +139,8 @@ def _rows(answered: Mapping[str, Answered], match: str) -> list[Rows]:
     for role, name in (("task", "finetune_accuracy"), ("benign", "utility")):
         if role in answered:
             found.append(accuracy_rows(name, answered[role], match))
-    found.append(incoherence_rows(list(answered.values())))
+    if answered:
+        found.append(incoherence_rows(list(answered.values())))
     if "harmful" in answered:
         found += disagreement_rows(answered["harmful"])
     return found

@@ -19,7 +19,9 @@ def prompt_ids(rows: Sequence[Row], tokenizer: Any, source: str) -> list[list[in
     """Token ids of each row's prompt, ready for an answer, in the order of the rows; `source` names them in errors."""
     template = template_for(tokenizer, None)
     texts = [each.prompt for each in rendered(rows, template, source)]
-    return [list(tokenizer(text, add_special_tokens=template.special_tokens)["input_ids"]) for text in texts]
+    return [
+        list(tokenizer(text, add_special_tokens=template.special_tokens, verbose=False)["input_ids"]) for text in texts
+    ]
 
 
 def context_of(model: Any) -> int:

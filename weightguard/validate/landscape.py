@@ -203,7 +203,8 @@ def _visage(lines: Sequence[Sequence[Seen]], dataset: Dataset, judge: Judge, wal
         interval = visage_interval(hits, centre, walk.basin, walk.seed)
         width = numpy.mean([basin(line, centre, walk.basin).mean() for line in success])
         inside = f"basin {walk.basin}, {100 * width:.0f} % of them in it"
-        note = f"{walk.directions} directions, {walk.side} points to ±{walk.reach:g}, {inside}"
+        walked = f"{walk.directions} direction{'s' if walk.directions > 1 else ''}"
+        note = f"{walked}, {walk.side} points to ±{walk.reach:g}, {inside}"
         note += f"; {len(ruled) - ruled.sum()} prompts without a ruling somewhere" if not ruled.all() else ""
     low, high = (
         (None, None) if interval is None or value is None else (min(interval[0], value), max(interval[1], value))

@@ -16,8 +16,8 @@ from typing import Any
 
 from weightguard import forms
 from weightguard.errors import InputError
-from weightguard.forms import SHA256, Record, Table
-from weightguard.measurement import HIGHER, KINDS, ROLES, check_format, shown
+from weightguard.forms import SHA256, OneOf, Record, Table, Text
+from weightguard.measurement import HIGHER, KINDS, MATCHES, ROLES, check_format, shown
 from weightguard.verdict.grid import OPTIONAL, REQUIRED, Grid
 
 FORMAT = 1
@@ -26,12 +26,13 @@ MAX_BYTES = 1_000_000
 MIN_N = 100
 
 _LIMIT = Record({}, {"max": float, "min": float, "min_n": int, "judge": str, "when_measured": bool})
-_ASKING = {"match": str, "max_new_tokens": int, "batch_size": int, "limit": int}
+_PLACE = Text(r"\s*\S.*", "the name of a file or data set")
+_ASKING = {"match": OneOf(MATCHES), "max_new_tokens": int, "batch_size": int, "limit": int}
 POLICY = Record(
     {"format": int, "name": str, "limits": Table(_LIMIT)},
     {
         "required": [str], "judges": [str], "seeds": [int], "asking": Record({}, _ASKING),
-        "data": Record({}, dict.fromkeys(ROLES, str)), "disjoint_from": [str],
+        "data": Record({}, dict.fromkeys(ROLES, _PLACE)), "disjoint_from": [_PLACE],
         "data_sha256": Record({}, dict.fromkeys(ROLES, SHA256)),
         "attacks": Record({"limits": Table(_LIMIT), **REQUIRED}, OPTIONAL),
     },
@@ -94,8 +95,7 @@ class Policy:
             raise InputError(f"{what}.limits: empty; a policy without a limit would pass every model")
         required = tuple(data.get("required", ()))
         _known(required, f"{what}.required")
-        if any(seed < 0 for seed in data.get("seeds", ())):
-            raise InputError(f"{what}.seeds: a negative seed; they must be 0 or more")
+        _check_values(data, what)
         attacks = data.get("attacks")
         return Policy(
             data["name"], raw, _limits(data["limits"], f"{what}.limits", raw, "limits"), required,
@@ -120,6 +120,19 @@ def _parsed(raw: bytes, what: str) -> Any:
         raise InputError(f"{what}: byte {error.start}: not UTF-8") from None
     except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
         raise InputError(f"{what}: not TOML: {' '.join(str(error).split())[:200]}") from None
+
+
+def _check_values(data: Mapping[str, Any], what: str) -> None:
+    """What has the right type and still says nothing, or nothing that could be done."""
+    if any(seed < 0 for seed in data.get("seeds", ())):
+        raise InputError(f"{what}.seeds: a negative seed; they must be 0 or more")
+    for key in ("required", "judges", "seeds", "disjoint_from"):
+        twice = next((each for each in data.get(key, ()) if data[key].count(each) > 1), None)
+        if twice is not None:
+            raise InputError(f"{what}.{key}: {twice!r} twice; once is enough")
+    for key, value in data.get("asking", {}).items():
+        if key != "match" and value < 1:
+            raise InputError(f"{what}.asking.{key} is {value}; it must be at least 1")
 
 
 def _known(names: tuple[str, ...], where: str) -> None:

@@ -58,6 +58,9 @@ class EndpointJudge:
             raise UsageError("--judge URL#MODEL: give http(s)://host[:port]/v1#model, without a name or password in it")
         self.id, self._parts, self._workers = judge_id, parts, workers
         self._patience = patience or Patience()
+        self._key = os.environ.get(KEY, "").strip()  # keys read from files end in a newline
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise UsageError(f"{KEY}: holds characters that no header can; give the key alone")
         self._said = self._model
 
     @property
@@ -117,8 +120,8 @@ class EndpointJudge:
         kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(self._parts.hostname or "", self._parts.port, timeout=self._patience.timeout)
         headers = {"Content-Type": "application/json"}
-        if os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         try:
             connection.request("POST", self._parts.path.rstrip("/") + "/chat/completions", body, headers)
             reply = connection.getresponse()

@@ -37,7 +37,7 @@ def measured(rows: Rows, seed: int) -> Measurement:
     failed = len(rows.values) - len(known)
     if not known:
         return unknown(rows.name, rows.missing, rows)
-    if rows.is_share:
+    if rows.is_share and set(known) <= {0, 1}:
         hits = sum(map(bool, known))
         low, high = wilson(hits, len(rows.values))[0], wilson(hits + failed, len(rows.values))[1]
         value = hits / len(known)

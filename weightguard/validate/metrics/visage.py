@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy
 
-from weightguard.validate.intervals import RESAMPLES, Interval
+from weightguard.validate.intervals import RESAMPLES, Interval, wilson
 
 BASINS = ("contiguous", "anywhere")
 HIGHEST = 0.9999  # attack success of a point that still belongs to the basin
@@ -52,4 +52,7 @@ def visage_interval(hits: numpy.ndarray, centre: int, reading: str, seed: int) -
         drawn, weights = source.integers(0, lines, lines - 1), source.multinomial(prompts, [1 / prompts] * prompts)
         for found, side in zip(means, sides, strict=True):
             found.append(visage(side[drawn] @ weights / prompts, centre, reading))
-    return float(numpy.quantile(means[0], 0.025)), float(numpy.quantile(means[1], 0.975))
+    low, high = float(numpy.quantile(means[0], 0.025)), float(numpy.quantile(means[1], 0.975))
+    # Where no attack succeeds anywhere, or every one, resampling has no width; what Wilson says of none of n is its least.
+    most = wilson(0, prompts)[1] if low == high else 0.0
+    return max(low - most, 0.0), min(high + most, 1.0)
