@@ -52,10 +52,11 @@ class Direction:
 
     def transposed_times(self, x: torch.Tensor) -> torch.Tensor:
         """Vᵀ·x: (out, n) to (in, n)."""
-        product = torch.zeros(self.shape[1], x.shape[1], dtype=torch.float64)
+        turned = x.double().T.contiguous()  # (n, out): BLAS takes three times as long for Vᵀ·x than for xᵀ·V
+        product = torch.zeros(x.shape[1], self.shape[1], dtype=torch.float64)
         for start, stop, rows in self.blocks():
-            product += rows.T @ x[start:stop].double()
-        return product
+            product.addmm_(turned[:, start:stop], rows)
+        return product.T
 
     def times(self, x: torch.Tensor) -> torch.Tensor:
         """V·x: (in, n) to (out, n)."""
