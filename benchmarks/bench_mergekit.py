@@ -108,8 +108,9 @@ def measured(python: str, row: str, root: Path, rounds: int) -> dict:
         shutil.rmtree(root / row, ignore_errors=True)
         line = [python, __file__, "--child", row, "--directory", str(root)]
         done = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True)
-        found.append(json.loads(done.stdout.splitlines()[-1]))
-    return {"row": row, **min(found, key=lambda each: each["cpu_s"])}
+        found.append({"row": row, **json.loads(done.stdout.splitlines()[-1])})
+        print(json.dumps(found[-1]), file=sys.stderr)
+    return min(found, key=lambda each: each["cpu_s"])
 
 
 def environment(given: str | None, root: Path) -> str | None:
@@ -147,7 +148,6 @@ def report(python: str, root: Path, rounds: int) -> None:
     print(f"{'':36} {'CPU s':>8} {'ratio':>7} {'wall s':>8} {'anonymous MB':>13} {'ratio':>7}")
     first = rows[0]
     for row in rows:
-        print(json.dumps(row), file=sys.stderr)
         cpu, memory = row["cpu_s"] / first["cpu_s"], row["anonymous_mb"] / first["anonymous_mb"]
         print(f"{ROWS[row['row']]:36} {row['cpu_s']:8.2f} {cpu:7.2f} {row['wall_s']:8.2f} "
               f"{row['anonymous_mb']:13.0f} {memory:7.3f}")  # fmt: skip

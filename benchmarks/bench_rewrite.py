@@ -200,12 +200,11 @@ def report(root: Path, rounds: int) -> None:
     bound = 2 * largest / 1e6 + 64
     print(f"checkpoint {size / 1e9:.2f} GB, largest tensor {largest / 1e6:.0f} MB, memory bound {bound:.0f} MB")
     turns = [
-        {row: measured(row, root) for row in ROWS} for _ in range(rounds)
+        {row: _said(measured(row, root)) for row in ROWS} for _ in range(rounds)
     ]  # in turn, since the machine's mood changes
     rows = {row: min((turn[row] for turn in turns), key=lambda found: found["cpu_s"]) for row in ROWS}
     print(f"best of {rounds:<34} {'CPU s':>8} {'x cp':>7} {'wall s':>8} {'anonymous MB':>13}")
     for name, row in rows.items():
-        print(json.dumps(row), file=sys.stderr)
         ratio = row["cpu_s"] / rows["cp"]["cpu_s"] if rows["cp"]["cpu_s"] else float("nan")
         print(f"{ROWS[name][0]:42} {row['cpu_s']:8.2f} {ratio:7.1f} {row['wall_s']:8.2f} {row['anonymous_mb']:13.0f}")
     for kind in ("weight", "delta"):
@@ -213,6 +212,11 @@ def report(root: Path, rounds: int) -> None:
         print(f"digests and manifest, {kind}: {more / (size / 1e9):.2f} s of CPU per GB of the checkpoint")
     over = [name for name, row in rows.items() if ROWS[name][1] and row["anonymous_mb"] > bound]
     print("memory bound: " + ("kept by every repair" if not over else f"EXCEEDED by {', '.join(over)}"))
+
+
+def _said(row: dict) -> dict:
+    print(json.dumps(row), file=sys.stderr)
+    return row
 
 
 def _tensors(root: Path) -> list:

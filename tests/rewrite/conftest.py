@@ -251,9 +251,11 @@ class Place:
         """The command in a child process in which `how` happens at the n-th change of a file.
 
         exchange: whether the kernel can exchange two names. pause: seconds before every change. limit: bytes of a file.
+        prepare: is called in the child first.
         """
 
         def action() -> int:
+            more.get("prepare", int)()
             if not more.get("exchange", True):
                 stage._renameat2 = lambda *_: False  # type: ignore[assignment]
             if "limit" in more:

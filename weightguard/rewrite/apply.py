@@ -88,7 +88,7 @@ def apply(edit: Edit | None, weights: Weights, measured: Measured) -> None:
         aligned = weights.aligned(start, stop) if weights.aligned else None
         after = values(start, stop, tuned, aligned)
         after = (after if mask is None else torch.where(mask, after, tuned)).to(weights.stored.dtype)
-        before = tuned.to(weights.stored.dtype)
+        before = weights.logical[start:stop] if weights.update is None else tuned.to(weights.stored.dtype)
         selected = after.numel() if mask is None else int(mask.sum())
         moved, squares = ops.moved(before, after, aligned)
         measured.add(after.numel(), selected, moved, squares)
@@ -169,11 +169,13 @@ def _projected(edit: ProjectDelta, weights: Weights) -> torch.Tensor:
 
 def _origin(of: str, tuned: torch.Tensor, aligned: torch.Tensor | None) -> torch.Tensor:
     if of == "weight":
-        return torch.zeros_like(tuned)
+        return torch.zeros((), dtype=tuned.dtype).expand(tuned.shape)
     assert aligned is not None
     return aligned
 
 
 def _scaled(keep: float, tuned: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
     # The two ends are exact; between them one rounding in the working dtype, one on storing.
-    return {0.0: origin, 1.0: tuned}.get(keep, origin + keep * (tuned - origin))
+    if keep in (0, 1):
+        return tuned if keep else origin
+    return (tuned - origin).mul_(keep).add_(origin)

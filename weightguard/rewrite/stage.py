@@ -132,6 +132,8 @@ class Stage:
         if self._lock is None:
             return
         shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()  # without a descriptor, of which rmtree needs one and may have got none
         if os.path.lexists(self.target):
             shutil.rmtree(self._old, ignore_errors=True)
         for folder in self._made:

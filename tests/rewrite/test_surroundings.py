@@ -1,0 +1,134 @@
+"""Odd surroundings of a repair: the same bytes, or one line, the right exit code and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+Held = dict[str, tuple[Any, ...]]
+
+
+def contents(held: Held) -> dict[str, str]:
+    return {name: digest for name, (_, digest) in held.items()}
+
+
+def one_line(ended: Any, code: int, words: str) -> None:
+    assert ended.code == code and len(ended.errors) == 1, ended.said
+    assert ended.errors[0].startswith("weightguard: ") and words in ended.errors[0]
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o077, 0o177, 0o777])
+def test_a_umask(mask: int, place: Any, reference: Held) -> None:
+    """Root can write where the mask forbids it; others are told."""
+    ended = place.run(*place.arguments(), prepare=lambda: os.umask(mask))
+    if mask & 0o700 and os.geteuid() != 0:
+        one_line(ended, 5, "Permission denied")
+        assert place.held() == {} and place.litter() == []
+        return
+    assert ended.code == 0 and contents(place.held()) == contents(reference)
+    assert place.out.stat().st_mode & 0o777 == 0o777 & ~mask
+    assert all(path.stat().st_mode & mask == 0 for path in place.out.rglob("*"))
+
+
+FREE = (0, 1, 2, 3, 8)  # descriptors that are free beyond those of the test itself
+
+
+@pytest.mark.parametrize("free", FREE)
+def test_few_open_files(free: int, place: Any, reference: Held) -> None:
+    def prepare() -> None:
+        taken = os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free
+        os.close(taken)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (taken + free, taken + free))
+
+    ended = place.run(*place.arguments(), prepare=prepare)
+    if ended.code == 0:
+        assert place.held() == reference
+        return
+    one_line(ended, 5, "Too many open files")
+    assert free < FREE[-1] and place.held() == {} and place.litter() == []
+
+
+def test_no_network(place: Any, reference: Held) -> None:
+    """A local path asks nobody."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        os._exit(77)
+
+    def prepare() -> None:
+        socket.socket.connect = refuse  # type: ignore[method-assign]
+        socket.getaddrinfo = refuse
+
+    assert place.run(*place.arguments(), prepare=prepare).code == 0 and place.held() == reference
+
+
+def test_a_full_disk_is_seen_before_anything_is_written(place: Any) -> None:
+    def prepare() -> None:
+        os.statvfs = lambda _: SimpleNamespace(f_bavail=10_000, f_frsize=4096)  # type: ignore[assignment]
+
+    ended = place.run(*place.arguments(), prepare=prepare, how="count")
+    one_line(ended, 5, "0.04 GB free, 0.07 GB needed; give an -o on a larger disk")
+    assert (place.root / "calls").read_text() == "" and place.held() == {}
+
+
+PLACES: dict[str, tuple[Callable[[Any], Path], int, str]] = {
+    "the input": (lambda place: place.model, 4, "exists; give another -o"),
+    "inside the input": (lambda place: place.model / "out", 2, "lies in the input"),
+    "deep inside the input": (lambda place: place.model / "a/b/out", 2, "lies in the input"),
+    "above the input": (lambda place: place.root, 4, "exists; give another -o"),
+    "a link to nothing": (lambda place: place.root / "dangling", 4, "exists; give another -o"),
+    "below a link to nothing": (lambda place: place.root / "dangling/out", 5, "dangling is not a directory"),
+    "below a file": (lambda place: place.model / "config.json/out", 5, "config.json is not a directory"),
+    "a name too long": (lambda place: place.root / ("x" * 240), 5, "File name too long"),
+}
+
+
+@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("force", [False, True])
+def test_where_no_output_can_be(where: str, force: bool, place: Any) -> None:
+    find, code, words = PLACES[where]
+    (place.root / "dangling").symlink_to("gone")
+    before = place.held("model")
+    arguments = [*place.arguments()[:-1], str(find(place)), *(["--force"] if force else [])]
+    ended = place.run(*arguments)
+    if force and code == 4:
+        assert ended.code in (2, 4) and len(ended.errors) == 1, ended.said
+    else:
+        one_line(ended, code, words)
+    assert place.held("model") == before and place.litter() == ["dangling"]
+
+
+def test_a_shard_that_is_a_link_to_nothing(place: Any) -> None:
+    shard = place.model / "model-00002-of-00003.safetensors"
+    shard.unlink()
+    shard.symlink_to("gone")
+    one_line(place.run(*place.arguments()), 3, f"{shard.name}: a link to nothing")
+    assert place.held() == {} and place.litter() == []
+
+
+def test_parents_that_are_not_there_yet(place: Any, reference: Held) -> None:
+    arguments = [*place.arguments()[:-1], str(place.root / "out/of/many")]
+    assert place.run(*arguments).code == 0 and place.held("out/of/many") == reference
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_thread_counts(threads: int, place: Any, reference: Held) -> None:
+    def prepare() -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+    assert place.run(*place.arguments(), prepare=prepare).code == 0 and place.held() == reference
+
+
+def test_another_working_directory(place: Any, reference: Held) -> None:
+    """Relative names from elsewhere: no path gets into the output."""
+    arguments = ["repair", "../model", *place.arguments()[2:-1], "./../out"]
+    ended = place.run(*arguments, prepare=lambda: os.chdir(place.root / "other"))
+    assert ended.code == 0 and place.held() == reference
