@@ -19,9 +19,9 @@ def test_tables_name_what_moved(place: Any) -> None:
     assert "14 of 20 tensors changed" in shown
     assert re.search(r"verdict: \S.* \(confidence [01]\.\d\d\)", shown)
     assert "layer  q    k    v    o    gate up   down norm" in shown
-    assert len([line for line in shown.splitlines() if line.startswith("model.layers.")]) == 10
+    assert len([line for line in shown.splitlines() if line.startswith("layers.")]) == 10
     _, every, _ = place.run("inspect", "tuned", "--base", "aligned", "--tensors")
-    assert len([line for line in every.splitlines() if line.startswith("model.layers.")]) == 14
+    assert len([line for line in every.splitlines() if line.startswith("layers.")]) == 14
 
 
 def test_json_is_the_comparison(place: Any) -> None:
@@ -56,7 +56,9 @@ def test_the_page_is_one_safe_file(place: Any) -> None:
     assert "default-src 'none'" in page and "prefers-color-scheme:dark" in page
     drawings = [minidom.parseString(each) for each in re.findall(r"<svg.*?</svg>", page)]
     assert len(drawings) == 3
-    assert len(drawings[0].getElementsByTagName("rect")) == 16  # two layers, seven linears and the norms
+    assert (
+        len(drawings[0].getElementsByTagName("rect")) == 16 + 8
+    )  # two layers, seven linears and the norms; the shades
     again = place.run(*arguments)
     assert again == (4, "", ["weightguard: page.html: exists; give another name or --force"])
     assert place.run(*arguments, "--force")[0] == 0

@@ -58,23 +58,25 @@ class Comparison:
         """The repair that this kind of change calls for, with the reason."""
         from weightguard.api.suggesting import suggested
 
-        return suggested(self.verdict)
+        return suggested(self.verdict, self.model, self.base)
 
     def by_layer(self) -> list[tuple[str, Relevance]]:
         """The alignment map summed by layer, and over everything."""
         from weightguard.comparison.safety import total
 
+        layers = [(f"layer {layer}", total(parts)) for layer, parts in self._relevance_by_layer().items()]
+        return [*layers, ("all", total(self.relevance.values()))]
+
+    def _relevance_by_layer(self) -> dict[int, list[Relevance]]:
         layers = {c.name: c.layer for c in self.changes}
-        found = {layer: [r for n, r in self.relevance.items() if layers[n] == layer] for layer in sorted_layers(self)}
-        return [(f"layer {layer}", total(parts)) for layer, parts in found.items()] + [
-            ("all", total(self.relevance.values()))
-        ]
+        return {layer: [r for n, r in self.relevance.items() if layers[n] == layer] for layer in sorted_layers(self)}
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form, schema `weightguard-comparison`, version 1."""
         from weightguard.comparison.safety import total
 
         whole = total(self.relevance.values()).as_dict() if self.relevance else None
+        layers = {str(layer): total(parts).as_dict() for layer, parts in self._relevance_by_layer().items()}
         kept = ("reshaped", "unread", "only_model", "only_base")
         return {
             "schema": SCHEMA, "version": VERSION, "model": self.model, "base": self.base, "aligned": self.aligned,
@@ -84,7 +86,7 @@ class Comparison:
             "problems": list(self.problems), "tensors": [c.as_dict() for c in self.changes],
             "heat": [dataclasses.asdict(cell) for cell in self.heat.cells],
             "spectra": {name: spectrum.as_dict() for name, spectrum in self.spectra.items()},
-            "alignment": {"total": whole, "tensors": {n: r.as_dict() for n, r in self.relevance.items()}},
+            "alignment": {"total": whole, "layers": layers, "tensors": {n: r.as_dict() for n, r in self.relevance.items()}},
         }  # fmt: skip
 
 

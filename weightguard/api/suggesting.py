@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from weightguard.api.subject import Subject
     from weightguard.comparison.verdict import Verdict
 
+# Kind -> (options of `weightguard repair MODEL`, why); without options there is nothing to repair.
 _BY_KIND = {
-    "abliteration": "--method undo-abliteration --base BASE: puts back the direction that was removed and nothing else",
-    "LoRA merge": "--target delta --aligned BASE: the update has a small rank and lies in known modules; where the adapter "
-    "itself is at hand, repair that (--target factor) and keep the base",
-    "full fine-tuning": "--target delta --aligned BASE: every matrix moved, so the update is what a repair has to sort",
-    "single-layer edit": "--method scale --strength 1 --aligned BASE: one matrix changed, and goes back to the base's",
-    "model merge or interpolation": "--target delta --aligned BASE: part of another model was mixed in",
-    "pruning": "none: what is gone are entries, not refusals; evaluate the model before it is released",
-    "quantised round trip": "none: rounding noise can weaken refusals, but has nothing to undo; evaluate it as it is",
-}
+    "abliteration": ("--method undo-abliteration --base {base}", "puts back the direction that was removed and nothing else"),
+    "LoRA merge": (
+        "--method antidote --target delta --aligned {base}",
+        "the update has a small rank and lies in known modules; where the adapter itself is at hand, repair that (--target "
+        "factor) and keep the base",
+    ),
+    "full fine-tuning": (
+        "--method antidote --target delta --aligned {base}", "every matrix moved, so the update is what a repair has to sort",
+    ),
+    "single-layer edit": (
+        "--method scale --target delta --strength 1 --aligned {base}", "one matrix changed, and goes back to the base's",
+    ),
+    "model merge or interpolation": (
+        "--method antidote --target delta --aligned {base}", "part of another model was mixed in",
+    ),
+    "pruning": ("", "none: what is gone are entries, not refusals; evaluate the model before it is released"),
+    "quantised round trip": ("", "none: rounding noise can weaken refusals, but has nothing to undo; evaluate it as it is"),
+}  # fmt: skip
 
 
-def suggested(verdict: Verdict) -> tuple[str, ...]:
-    """Lines of advice; none where the weights are the base's or nothing is known of the change."""
-    said = _BY_KIND.get(verdict.kind)
-    return () if said is None else (said,)
+def suggested(verdict: Verdict, model: str = "MODEL", base: str = "BASE") -> tuple[str, ...]:
+    """The command, if there is one, and the reason; nothing where the weights are the base's or nothing is known of the change."""
+    if verdict.kind not in _BY_KIND:
+        return ()
+    options, why = _BY_KIND[verdict.kind]
+    if not options:
+        return (why,)
+    return f"weightguard repair {shlex.quote(model)} {options.format(base=shlex.quote(base))} -o OUT", why
 
 
 def advice(subject: Subject) -> tuple[str, ...]:
@@ -40,4 +55,5 @@ def advice(subject: Subject) -> tuple[str, ...]:
         case, _ = case_of(Side(subject.model, subject.adapter, pairs), Side(subject.aligned), {}, lambda *_: None)
         verdict = judge(case)
     said = f"what was done to MODEL since ALIGNED: {verdict.kind} (confidence {verdict.confidence:.2f})"
-    return tuple(f"{said}; suggested: {line}" for line in suggested(verdict))
+    lines = suggested(verdict, base="ALIGNED")
+    return (f"{said}; suggested: {': '.join(lines)}",) if lines else ()

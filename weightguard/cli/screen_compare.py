@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,16 +38,22 @@ def show_comparison(found: Comparison, form: str, every: bool) -> None:
 
 def _show_verdict(found: Comparison) -> None:
     verdict = found.verdict
-    details = "".join(
-        f"; {key.replace('_', ' ')} {_said(value)}" for key, value in verdict.details.items() if value not in ([], None)
-    )
-    click.echo(
-        click.style(f"\nverdict: {verdict.kind}", bold=True) + f" (confidence {verdict.confidence:.2f}){details}"
-    )
+    click.echo(click.style(f"\nverdict: {verdict.kind}", bold=True) + f" (confidence {verdict.confidence:.2f})")
+    for key, value in verdict.details.items():
+        if value not in ([], None):
+            _wrapped(f"{key.replace('_', ' ')}: {_said(value)}", "    ", "      ")
     for said in verdict.evidence:
-        click.echo(f"  - {said}")
-    for line in found.suggestion:
-        click.echo(f"repair: {line}")
+        _wrapped(said, "  - ", "    ")
+    *command, why = found.suggestion or ("",)
+    for line in command:
+        click.echo(f"repair: {line}")  # in one piece, to be copied
+    if why:
+        _wrapped(why, "    " if command else "repair: ", "    ")
+
+
+def _wrapped(said: str, first: str, later: str) -> None:
+    """A sentence over as many lines of the terminal as it needs."""
+    click.echo(click.wrap_text(said, shutil.get_terminal_size().columns, first, later))
 
 
 def _said(value: Any) -> str:
@@ -61,7 +68,7 @@ def _show_tensors(found: Comparison, every: bool) -> None:
     if not moved:
         return
     rows = [
-        [c.name, f"{c.relative:.3g}", _number(c.cosine, ".5f"), f"{100 * c.changed_share:.3g} %", f"{c.largest:.3g}",
+        [c.short_name, f"{c.relative:.3g}", _number(c.cosine, ".5f"), f"{100 * c.changed_share:.3g} %", f"{c.largest:.3g}",
          _number(c.kurtosis, ".3g")]
         for c in (moved if every else moved[:TOP])
     ]  # fmt: skip
@@ -102,10 +109,11 @@ def _show_spectra(found: Comparison) -> None:
     if not found.spectra:
         return
     click.echo("\nspectra of D: all values from Gram matrices, exact to 1e-8 of the largest")
+    short = {c.name: c.short_name for c in found.changes}
     order = sorted(found.spectra.items(), key=lambda item: (-item[1].over_noise, item[0]))
     rows = [
         [
-            name,
+            short[name],
             _bars(s.values),
             f"{s.values[0]:.3g}",
             str(s.rank),
@@ -114,15 +122,13 @@ def _show_spectra(found: Comparison) -> None:
         ]
         for name, s in order[:TOP]
     ]
-    table(["tensor", "leading values", "largest", "rank", "effective", "over noise"], rows)
-    click.echo(
-        "rank: values above what storing W leaves; over noise: the largest against independent entries of D's size"
-    )
+    table(["tensor", "leading values", "largest", "rank", "effective", "x noise"], rows)
+    _wrapped("rank: values above what storing W leaves; x noise: the largest over that of independent entries", "", "")
 
 
 def _bars(values: Sequence[float]) -> str:
     top = values[0] or 1.0
-    return "".join(BARS[round((len(BARS) - 1) * v / top)] for v in values[:16])
+    return "".join(BARS[round((len(BARS) - 1) * v / top)] for v in values[:12])
 
 
 def _show_alignment(found: Comparison) -> None:
@@ -130,11 +136,18 @@ def _show_alignment(found: Comparison) -> None:
         return
     click.echo("\nthe update against the alignment direction V = aligned − unaligned")
     rows = [[name, *_row(part.as_dict())] for name, part in found.by_layer()]
-    table(["", "cos(C*D, D)", "in top 6 of V", "over chance", "cos(D, -V)", "of V undone"], rows)
+    table(["", "cos(C*D,D)", "in top 6 of V", "x chance", "R_ft/R_align", "cos(D,-V)", "V undone"], rows)
 
 
 def _row(part: dict[str, float | None]) -> list[str]:
-    shapes = (("cosine", ".3f"), ("top_share", ".1%"), ("top_gain", ".1f"), ("against", "+.3f"), ("undone", "+.1%"))
+    shapes = (
+        ("cosine", ".3f"),
+        ("top_share", ".1%"),
+        ("top_gain", ".1f"),
+        ("top_kept", ".3f"),
+        ("against", "+.3f"),
+        ("undone", "+.1%"),
+    )
     return [_number(part[key], shape) for key, shape in shapes]
 
 
@@ -157,6 +170,11 @@ def show_activations(found: Activations, form: str) -> None:
         for view in found.layers
     ]  # fmt: skip
     table(["layer", "separation", "overlap", "direction to base", "drift, harmful", "drift, benign"], rows)
-    click.echo(
-        "separation: of the mean scores along harmful minus benign, in standard deviations, on prompts left out of it"
+    if found.harmful_loss is not None:
+        base = "" if found.base_harmful_loss is None else f", of the base {found.base_harmful_loss:.3f}"
+        click.echo(f"loss per token of the harmful answers: {found.harmful_loss:.3f}{base}")
+    _wrapped(
+        "separation: of the mean scores along harmful minus benign, in standard deviations, on prompts left out of it",
+        "",
+        "",
     )

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from weightguard.comparison.pairs import TensorChange
-from weightguard.comparison.places import ROLES
+from weightguard.comparison.places import ROLES, short_name
 from weightguard.comparison.svg import bars_svg, heat_svg, lines_svg
 
 TOP = 10
@@ -21,10 +21,10 @@ _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1f24;background:#fff}
 h1{font-size:1.35rem;margin:0}h2{font-size:1.05rem;margin:2rem 0 .5rem}p{margin:.3rem 0}
 table{border-collapse:collapse;font-size:13px}td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #d5dbe1}
-td:first-child,th:first-child{text-align:left;padding-left:0;word-break:break-all}
+td,th{white-space:nowrap}td:first-child,th:first-child{text-align:left;padding-left:0}
 .verdict{border-left:5px solid #2468a4;padding:.6rem 1rem;background:#f3f6f9;margin:1rem 0}
 .verdict strong{font-size:1.2rem}.quiet{color:#5a6570;font-size:13px}.scroll{overflow-x:auto}
-svg{max-width:none;display:block}svg text{font-size:11px;fill:#5a6570}polyline{fill:none;stroke-width:1.6}
+svg{display:block}svg.fit{max-width:100%;height:auto}svg text{font-size:11px;fill:#5a6570}polyline{fill:none;stroke-width:1.6}
 """
 _NIGHT = """
 body{color:#d7dee5;background:#12161a}td,th{border-color:#2c343c}.verdict{background:#1a2027;border-color:#488cc2}
@@ -75,7 +75,9 @@ def _verdict(found: Mapping[str, Any]) -> str:
         f"{k.replace('_', ' ')} {_said(v)}" for k, v in verdict["details"].items() if v not in ([], None)
     )
     lines = "".join(f"<li>{escape(said)}</li>" for said in verdict["evidence"])
-    repair = "".join(f"<p>Repair: {escape(line)}</p>" for line in found["repair"])
+    *command, why = found["repair"] or ("",)
+    repair = "".join(f"<p>Repair: <code>{escape(line)}</code></p>" for line in command)
+    repair += f"<p class=quiet>{escape(why)}</p>" if why else ""
     return (
         f'<div class="verdict"><strong>{escape(verdict["kind"])}</strong> '
         f'<span class="quiet">confidence {verdict["confidence"]:.2f}</span><p>{escape(details)}</p><ul>{lines}</ul>{repair}</div>'
@@ -95,16 +97,16 @@ def _map(found: Mapping[str, Any]) -> str:
     drawn = heat_svg(layers, roles, lambda layer, role: cells.get((layer, role)), "change by layer and role", "")
     outside = ", ".join(f"{role} {value:.3g}" for (layer, role), value in cells.items() if layer is None)
     return (
-        "<h2>What moved</h2><p class=quiet>Size of the update over size of the weights, by layer and role; two decades "
-        f'of shades.</p><div class="scroll">{drawn}</div><p class=quiet>Outside the blocks: {escape(outside)}</p>'
+        "<h2>What moved</h2><p class=quiet>Size of the update over size of the weights, by layer and role; point at a cell "
+        f'for its number.</p><div class="scroll">{drawn}</div><p class=quiet>Outside the blocks: {escape(outside)}</p>'
     )
 
 
 def _tensors(tensors: Sequence[Mapping[str, Any]]) -> str:
     moved = sorted((t for t in tensors if t["changed"]), key=lambda t: (-t["relative"], t["name"]))
     rows = [
-        [t["name"], f"{t['relative']:.3g}", _number(t["cosine"], ".5f"), f"{t['changed_share']:.1%}", f"{t['largest']:.3g}",
-         _number(t["kurtosis"], ".3g")]
+        [short_name(t["name"]), f"{t['relative']:.3g}", _number(t["cosine"], ".5f"), f"{t['changed_share']:.1%}",
+         f"{t['largest']:.3g}", _number(t["kurtosis"], ".3g")]
         for t in moved[:TOP]
     ]  # fmt: skip
     title = f"<h2>The tensors that matter</h2><p class=quiet>{len(moved)} of {len(tensors)} changed</p>"
@@ -118,11 +120,11 @@ def _spectra(spectra: Mapping[str, Mapping[str, Any]]) -> str:
         :TOP
     ]
     rows = [
-        [name, f"{s['values'][0]:.3g}", str(s["rank"]), _number(s["effective_rank"], ".1f"),
+        [short_name(name), f"{s['values'][0]:.3g}", str(s["rank"]), _number(s["effective_rank"], ".1f"),
          f"{s['values'][0] / s['noise']:.2f}" if s["noise"] else "-"]
         for name, s in leading
     ]  # fmt: skip
-    drawn = lines_svg({name: s["values"] for name, s in leading}, "leading singular values")
+    drawn = lines_svg({short_name(name): s["values"] for name, s in leading}, "leading singular values")
     said = "Leading singular values of the update. Rank counts those above what storing the weights leaves."
     table = _table(["tensor", "largest", "rank", "effective rank", "over noise"], rows)
     return f'<h2>Spectra</h2><p class=quiet>{said}</p><div class="scroll">{drawn}</div>{table}'
@@ -150,10 +152,18 @@ def _alignment(found: Mapping[str, Any]) -> str:
     roles = [role for role in ROLES if any((layer, role) in shares for layer in layers)]
     drawn = heat_svg(layers, roles, lambda layer, role: shares.get((layer, role)), "share along alignment", "")
     total = found["alignment"]["total"]
-    keys = {"cosine": ".3f", "top_share": ".1%", "top_gain": ".1f", "against": "+.3f", "undone": "+.1%"}
+    keys = {
+        "cosine": ".3f",
+        "top_share": ".1%",
+        "top_gain": ".1f",
+        "top_kept": ".3f",
+        "against": "+.3f",
+        "undone": "+.1%",
+    }
+    parts = {**{f"layer {at}": part for at, part in found["alignment"]["layers"].items()}, "all": total}
     table = _table(
-        ["", "cos(C*D, D)", "in top 6 of V", "over chance", "cos(D, -V)", "of V undone"],
-        [["all", *(_number(total[key], shape) for key, shape in keys.items())]],
+        ["", "cos(C*D, D)", "in top 6 of V", "over chance", "R_ft/R_align", "cos(D, -V)", "of V undone"],
+        [[name, *(_number(part[key], shape) for key, shape in keys.items())] for name, part in parts.items()],
     )
     said = "Share of the update in the six leading directions of V = aligned − unaligned."
     return f'<h2>Alignment</h2><p class=quiet>{said}</p><div class="scroll">{drawn}</div>{table}'

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy
 import torch
 
+from weightguard.comparison.places import short_name
 from weightguard.comparison.samples import CASTS, Sample, corner_of, name_of, sampled, still_cast, still_held
 from weightguard.comparison.sides import Side
 from weightguard.kernels import ops
@@ -83,6 +84,11 @@ class TensorChange:
     @property
     def changed_share(self) -> float:
         return self.changed / self.entries if self.entries else 0.0
+
+    @property
+    def short_name(self) -> str:
+        """The name for tables."""
+        return short_name(self.name)
 
     @property
     def is_matrix(self) -> bool:

@@ -53,3 +53,8 @@ def _place(name: str, linears: dict[str, Linear]) -> Place:
     layer = re.search(r"\.?(?:layers|h|blocks)\.(\d{1,5})\.", name)
     role = next((role for role, pattern in _OTHERS if re.search(pattern, name)), "other")
     return Place(role, int(layer[1]) if layer else None)
+
+
+def short_name(name: str) -> str:
+    """A tensor's name for tables: without the model. and .weight that nearly all of them have."""
+    return name.removeprefix("model.").removesuffix(".weight")

@@ -26,7 +26,24 @@ def heat_svg(
             if found is not None:
                 said = f"layer {layer} {column}: {found:.3g}{unit}"
                 parts.append(_cell(LEFT + COLUMN * at, TOP + ROW * row, _shade(found, largest), said))
-    return _svg(LEFT + COLUMN * len(columns) + 8, TOP + ROW * len(layers) + 6, parts, label)
+    bottom = TOP + ROW * len(layers) + 10
+    parts += _legend(bottom, largest, unit) if largest > 0 else []
+    return _svg(max(LEFT + COLUMN * len(columns), LEFT + 300) + 8, bottom + 18, parts, label)
+
+
+def _legend(top: int, largest: float, unit: str) -> list[str]:
+    """What the shades from the lightest to the darkest stand for."""
+    steps = [largest * 10 ** (DECADES * (at / (SHADES - 1) - 1)) for at in range(1, SHADES)]
+    boxes = [
+        f'<rect class="h{at}" x="{LEFT + 14 * at}" y="{top}" width="14" height="10"><title>{value:.3g}{unit}</title></rect>'
+        for at, value in enumerate(steps, 1)
+    ]
+    right = LEFT + 14 * SHADES + 6
+    return [
+        _text(LEFT + 8, top + 9, f"{steps[0]:.2g}{unit}", "end"),
+        *boxes,
+        _text(right, top + 9, f"{largest:.2g}{unit}", "start"),
+    ]
 
 
 def lines_svg(series: Mapping[str, Sequence[float]], label: str) -> str:
@@ -45,7 +62,8 @@ def lines_svg(series: Mapping[str, Sequence[float]], label: str) -> str:
         )
         shade = SHADES - 1 - at % SHADES
         parts.append(f'<polyline class="s{shade}" points="{points}"><title>{escape(name)}</title></polyline>')
-    return _svg(WIDTH, HEIGHT, parts, label)
+    parts += [_text(60, HEIGHT - 8, "1", "middle"), _text(WIDTH - 10, HEIGHT - 8, str(longest), "middle")]
+    return _svg(WIDTH, HEIGHT, parts, label, "fit")
 
 
 def bars_svg(shares: Sequence[float], low: float, high: float, expected: Sequence[float], label: str) -> str:
@@ -66,7 +84,7 @@ def bars_svg(shares: Sequence[float], low: float, high: float, expected: Sequenc
     parts.append(f'<polyline class="s0" points="{points}"/>')
     for value, anchor, x in ((low, "start", 60.0), (0.0, "middle", 60 + (WIDTH - 70) / 2), (high, "end", WIDTH - 10.0)):
         parts.append(_text(x, HEIGHT - 8, f"{value:g}", anchor))
-    return _svg(WIDTH, HEIGHT, parts, label)
+    return _svg(WIDTH, HEIGHT, parts, label, "fit")
 
 
 def _height(value: float, bottom: float, top: float) -> float:
@@ -94,6 +112,6 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
     return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _svg(width: int, height: int, parts: Sequence[str], label: str) -> str:
-    head = f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-    return head + "".join(parts) + "</svg>"
+def _svg(width: int, height: int, parts: Sequence[str], label: str, kind: str = "") -> str:
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    return f'<svg role="img" class="{kind}" aria-label="{escape(label)}" {size}>' + "".join(parts) + "</svg>"
