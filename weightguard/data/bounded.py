@@ -55,10 +55,9 @@ def bounded(work: Callable[[], list[Any]], items: int, what: str) -> list[Any]:
 def _answer(work: Callable[[], list[Any]], writing: int, seconds: int) -> NoReturn:
     """The child: its answer into the pipe, and no way back into what it was forked from."""
     try:
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_DATA, (_data_size() + MEMORY,) * 2)
+        limits = {resource.RLIMIT_CPU: seconds, resource.RLIMIT_DATA: _data_size() + MEMORY}
+        for kind, most in {**limits, resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}.items():
+            _lower(kind, most)
         answer: dict[str, Any]
         try:
             answer = {"made": work()}
@@ -68,6 +67,13 @@ def _answer(work: Callable[[], list[Any]], writing: int, seconds: int) -> NoRetu
             pipe.write(json.dumps(answer).encode())
     finally:
         os._exit(0)
+
+
+def _lower(kind: int, most: int) -> None:
+    """A limit of this process, or the one it has where that is lower."""
+    allowed = resource.getrlimit(kind)[1]
+    value = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
+    resource.setrlimit(kind, (value, allowed))
 
 
 def _data_size() -> int:
