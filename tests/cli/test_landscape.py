@@ -66,6 +66,13 @@ def test_towards_another_model(place, plane: tuple[str, ...]) -> None:
     assert {0.0, 1.0} <= {point["at"][0] for point in found["curves"][0]["points"]}
 
 
+def test_a_config_file_names_options_as_flags_do(place) -> None:
+    (place / "c.toml").write_text('range = 0.25\nout = ["l.json"]\nbasin = "anywhere"\n')
+    assert place.run("landscape", "tuned", *SHORT, "--config", "c.toml")[0] == 0
+    settings = json.loads((place / "l.json").read_bytes())["settings"]
+    assert settings["range"] == 0.25 and settings["basin"] == "anywhere"
+
+
 BAD: dict[str, tuple[Callable[[Any], object], tuple[str, ...], int, str]] = {
     "no output": (len, (), 2, "--out"),
     "a form nobody knows": (len, ("-o", "l.png"), 2, ".json, .svg or .html"),

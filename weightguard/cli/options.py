@@ -162,7 +162,8 @@ def _read_config(context: click.Context, _parameter: click.Parameter, path: Path
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise click.UsageError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
     known = {parameter.name for parameter in context.command.params}
-    named = {"format": "form", **{str(n).replace("_", "-"): n for n in known}}
+    flags = {flag.lstrip("-"): parameter.name for parameter in context.command.params for flag in parameter.opts}
+    named = {**flags, **{str(n).replace("_", "-"): n for n in known}}
     flat = {named.get(key.replace("_", "-"), key): value for key, value in values.items()}
     unknown = [key for key in flat if key not in known]
     if unknown:
