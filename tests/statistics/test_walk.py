@@ -16,7 +16,7 @@ from weightguard.errors import CheckpointError, UnsupportedError
 FAMILIES = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "cohere", "cohere2", "exaone4",
     "granite", "olmo", "olmo2", "smollm3", "stablelm", "glm", "glm4", "gpt_neox", "falcon", "bloom", "phi", "starcoder2",
-    "ministral3",
+    "ministral3", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "deepseek_v2", "deepseek_v3",
 )  # fmt: skip
 
 NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
@@ -213,7 +213,7 @@ def test_a_missing_tensor_is_named(checkpoint: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "family, said", [("mixtral", "experts"), ("deepseek_v3", "experts"), ("opt", "its layers lie deeper")]
+    "family, said", [("gpt_oss", "experts"), ("llama4_text", "experts"), ("opt", "its layers lie deeper")]
 )
 def test_what_is_not_walked_is_refused(family: str, said: str, checkpoint: Callable[..., Path]) -> None:
     with pytest.raises(UnsupportedError, match=said):

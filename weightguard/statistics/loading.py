@@ -108,6 +108,7 @@ def bare_decoder(checkpoint: Checkpoint, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM
 
     config = model_config(checkpoint)
+    config._experts_implementation = "eager"  # as in load_model
     with quiet(), _weightless():
         try:
             kind = AutoModelForCausalLM._model_mapping[type(config)]
