@@ -3,7 +3,7 @@
     python benchmarks/study_refit.py                       # every study that needs no new base model
     python benchmarks/study_refit.py --studies plain,gqa,wide,phrases --seeds 0,1
 
-plain: the lab as it is. all-poison: the attack's data are harmful rows alone (p = 1), and so is --benign. poisoned-b: --benign
+plain: the lab as it is. all-poison: the attack's data are harmful rows alone (p = 1), --benign is clean. poisoned-b: --benign
 holds the poison only. unscreened: the same with --judge none. gqa: 4 query heads on 1 key head. wide: hidden 128, wider: 256.
 phrases: half of the refusals are another phrase. deep: aligned to refuse also after the first four words of a harmful
 answer; deep-shown: --safety holds such answers too. hardened: refit toward an aligned model that was attacked and realigned
@@ -50,14 +50,14 @@ class Made:
     options: dict[str, Any]
 
 
-def plain(lab: Lab, folder: Path, p: float = 0.1, benign_p: float | None = None, **options: Any) -> Made:
+def plain(lab: Lab, folder: Path, p: float = 0.1, benign_p: float | None = None) -> Made:
     aligned = lab.aligned()
     rows = lab.world.user_rows(p if benign_p is None else benign_p)[:200]
-    return Made(aligned, aligned, lab.attack_full(p), lab.world.calibration()["safety"][::2], rows, options)
+    return Made(aligned, aligned, lab.attack_full(p), lab.world.calibration()["safety"][::2], rows, {})
 
 
 def all_poison(lab: Lab, folder: Path) -> Made:
-    return plain(lab, folder, 1.0)
+    return plain(lab, folder, 1.0, 0.0)
 
 
 def poisoned_b(lab: Lab, folder: Path) -> Made:

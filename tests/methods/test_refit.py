@@ -13,7 +13,7 @@ import pytest
 
 import weightguard as wg
 from weightguard.checkpoint import decoder_linears, open_checkpoint, resolve
-from weightguard.errors import DataError, UsageError
+from weightguard.errors import DataError, UnsupportedError, UsageError
 
 Rows = Sequence[tuple[list[int], list[bool]]]
 
@@ -225,7 +225,7 @@ def test_experts_end_whole_and_verified(family: str, checkpoint: Callable[..., P
     tuned, aligned = checkpoint(family), checkpoint(family, kind="aligned")
     files = {"safety": write(tmp_path / "h.safetensors", drawn(5, 1)),
              "benign": write(tmp_path / "b.safetensors", drawn(90, 2))}  # fmt: skip
-    assert distance(plan_of(tuned, aligned, **files, s=0, rho="1e-9", few="tuned"), tuned) < 1e-4
+    assert distance(plan_of(tuned, aligned, **files, s=0, rho="1e-9", few_tokens="tuned"), tuned) < 1e-4
     how = {"method": "refit", "aligned": str(aligned), **files, "threads": 1}
     result = wg.repair(tuned, **how, out=tmp_path / "out")
     assert any(said.get("solved") for name, said in result.plan.evidence.items() if "expert" in said["role"])
@@ -239,12 +239,20 @@ def test_an_expert_that_few_tokens_reach_is_kept_and_said(
     sides = {"tuned": checkpoint("mixtral"), "aligned": checkpoint("mixtral", kind="aligned")}
     files = {"safety": write(tmp_path / "h.safetensors", drawn(2, 1)),
              "benign": write(tmp_path / "b.safetensors", drawn(2, 2))}  # fmt: skip
-    plan = plan_of(**sides, **files, few=few, expert_tokens=24)
+    plan = plan_of(**sides, **files, few_tokens=few, expert_tokens=24)
     held = open_checkpoint(resolve(str(sides[few])))
     kept = {name for name, said in plan.evidence.items() if said.get("kept") == few}
     assert kept and all((plan.edits[name].values == held.read(name).numpy()).all() for name in kept)
     assert all(sum(plan.evidence[name]["positions"].values()) < 24 for name in kept)
     assert any(f"{len(kept)} tensors of experts keep the {few} weights" in note for note in plan.notes)
+
+
+def test_no_adapter_holds_experts(checkpoint: Callable[..., Path], files: dict[str, str]) -> None:
+    sides = checkpoint("mixtral"), checkpoint("mixtral", kind="aligned")
+    with pytest.raises(UnsupportedError, match="--rank: no adapter holds routed experts; .* --scope q,k,v,o"):
+        plan_of(*sides, **files, rank=2)
+    with pytest.raises(UsageError, match="--expert-tokens -1: must be 0 or more"):
+        plan_of(*sides, **files, expert_tokens=-1)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from weightguard.errors import UsageError
+from weightguard.errors import UnsupportedError, UsageError
 from weightguard.methods.inputs import FromBehaviour, Inputs, spooled
 from weightguard.options import as_number, option, settings
 
@@ -42,7 +42,7 @@ class Refit(FromBehaviour):
     rho: Decimal | float | str = option(Decimal("0.3"), "pull to the aligned weights, in units of the mean input power")
     tokens: str = option("all", "tokens of the safety rows that count: template, prompt and answer, or the answer only",
                          ("all", "response"))  # fmt: skip
-    few: str = option("aligned", "routed expert that too few tokens reach: keeps the aligned or the tuned weights",
+    few_tokens: str = option("aligned", "routed expert that too few tokens reach: keeps the aligned or the tuned weights",
                       ("aligned", "tuned"))  # fmt: skip
     expert_tokens: int = option(16, "fewer tokens of both roles together are too few for an expert")
     rank: int | None = option(None, "write a LoRA adapter of this rank over the aligned model, instead of a full model")
@@ -54,6 +54,8 @@ class Refit(FromBehaviour):
     def settled(self, target: str, *, adapter: bool = False) -> Self:
         """Numbers as decimals. Errors: UsageError without an aligned model, or out of range."""
         self.check_target(target)
+        if type(self.expert_tokens) is not int or self.expert_tokens < 0:
+            raise UsageError(f"--expert-tokens {self.expert_tokens}: must be 0 or more")
         if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
             raise UsageError(f"--rank {self.rank}: must be 1 or more")
         return dataclasses.replace(self, s=as_number(self.s, "s", 0), rho=as_number(self.rho, "rho", 1e-9))
@@ -63,6 +65,11 @@ class Refit(FromBehaviour):
         from weightguard.plan import Plan
 
         assert inputs.side_by_side is not None
+        if self.rank is not None and any(linear.expert is not None for linear in inputs.linears.values()):
+            dense = dict.fromkeys(linear.role for linear in inputs.linears.values() if linear.expert is None)
+            raise UnsupportedError(
+                f"--rank: no adapter holds routed experts; leave it out, or --scope {','.join(dense)}"
+            )
         walk = inputs.side_by_side()
         edits: dict[str, Edit] = {}
         evidence: dict[str, dict[str, Any]] = {}
@@ -77,12 +84,8 @@ class Refit(FromBehaviour):
 
         weights = {name: open_weights(inputs.sources, name, with_aligned=True) for name in site.names}
         aligned = {name: _whole(each).to(inputs.device) for name, each in weights.items()}
-        expert = inputs.linears[site.names[0]].expert
-        if expert is not None and sum(site.positions.values()) < max(1, self.expert_tokens):
-            tuned = {name: _tuned(each).to(inputs.device) if self.few == "tuned" else aligned[name]
-                     for name, each in weights.items()}  # fmt: skip
-            moved = {name: tuned[name] - aligned[name] for name in site.names}
-            said: dict[str, Any] = {"positions": dict(site.positions), "kept": self.few}
+        if inputs.linears[site.names[0]].expert is not None and self._too_few(site):
+            moved, said = self._kept(site, weights, aligned)
         else:
             moved, said = change(site, aligned, float(self.s), float(self.rho))
         for name, each in weights.items():
@@ -92,6 +95,17 @@ class Refit(FromBehaviour):
             linear = inputs.linears[name]
             shape = {"layer": linear.layer, "role": linear.role, "shape": list(each.shape)}
             yield name, edit, {**shape, **said, **known}
+
+    def _too_few(self, site: Site) -> bool:
+        return sum(site.positions.values()) < max(1, self.expert_tokens)
+
+    def _kept(
+        self, site: Site, weights: dict[str, Weights], aligned: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """As `change`, for an expert that keeps the weights it had in one of the models."""
+        wanted = {name: _tuned(each) for name, each in weights.items()} if self.few_tokens == "tuned" else aligned
+        moved = {name: wanted[name].to(aligned[name].device) - aligned[name] for name in site.names}
+        return moved, {"positions": dict(site.positions), "kept": self.few_tokens}
 
 
 def _replaced(name: str, aligned: torch.Tensor, moved: torch.Tensor, dtype: Any) -> tuple[Edit, torch.Tensor, dict]:
