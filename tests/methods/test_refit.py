@@ -13,7 +13,7 @@ import pytest
 
 import weightguard as wg
 from weightguard.checkpoint import decoder_linears, open_checkpoint, resolve
-from weightguard.errors import DataError, UsageError
+from weightguard.errors import DataError, UnsupportedError, UsageError
 
 Rows = Sequence[tuple[list[int], list[bool]]]
 
@@ -143,6 +143,116 @@ def test_equal_to_a_dense_float64_solve(case: str, checkpoint: Callable[..., Pat
         assert numpy.linalg.norm(found - w) <= 1e-6 * numpy.linalg.norm(w), name
     solved = {said["solved"] for said in plan.evidence.values()}
     assert ("dual" if case == "few" else "primal") in solved
+
+
+def naive_experts(tuned: Path, aligned: Path, safety: Rows, benign: Rows) -> dict[str, numpy.ndarray]:
+    """Mixtral's definition, a token at a time: its route in the repaired model, the teachers' experts on their own input."""
+    import torch
+
+    def copied(directory: Path) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(directory, dtype="float64", experts_implementation="eager").eval()
+
+    def given(model: Any, layer: int, rows: Rows) -> list[tuple[Any, list[int]]]:
+        """(input of the experts, experts chosen) of every token."""
+        found: list = []
+        handle = model.model.layers[layer].mlp.experts.register_forward_pre_hook(
+            lambda _, args: found.extend(zip(args[0], args[1].tolist(), strict=True))
+        )
+        with torch.no_grad():
+            for ids, _ in rows:
+                model(input_ids=torch.tensor([ids]))
+        handle.remove()
+        return found
+
+    def parts(model: Any, layer: int, expert: int) -> tuple[Any, Any, Any]:
+        held = model.model.layers[layer].mlp.experts
+        gate, up = held.gate_up_proj[expert].detach().chunk(2)
+        return gate, up, held.down_proj[expert].detach()
+
+    def outputs(model: Any, layer: int, expert: int, x: Any) -> tuple[Any, Any, Any]:
+        gate, up, down = parts(model, layer, expert)
+        return x @ gate.T, x @ up.T, (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+    def solve(x: Any, y: Any, origin: Any, scale: Any, power: float) -> Any:
+        z = torch.cat([x * scale[:, None], (0.3 * power) ** 0.5 * torch.eye(x.shape[1], dtype=x.dtype)])
+        f = torch.cat([y * scale[:, None], (0.3 * power) ** 0.5 * origin.T])
+        return torch.linalg.lstsq(z, f).solution.T
+
+    model, teachers = copied(tuned), (copied(aligned), copied(tuned))
+    done: dict[str, numpy.ndarray] = {}
+    for layer in range(2):
+        inside = [given(model, layer, rows) for rows in (safety, benign)]
+        outside = [given(m, layer, rows) for m, rows in zip(teachers, (safety, benign), strict=True)]
+        for expert in range(4):
+            sent = [[t for t, (_, chosen) in enumerate(role) if expert in chosen] for role in inside]
+            x = torch.stack([role[t][0] for role, at in zip(inside, sent, strict=True) for t in at])
+            wanted = [
+                outputs(m, layer, expert, role[t][0])
+                for m, role, at in zip(teachers, outside, sent, strict=True)
+                for t in at
+            ]
+            n = [len(at) for at in sent]
+            scale = torch.tensor([(10 / n[0]) ** 0.5] * n[0] + [n[1] ** -0.5] * n[1], dtype=torch.float64)
+            origin, held = parts(teachers[0], layer, expert), model.model.layers[layer].mlp.experts
+            y = [torch.stack(each) for each in zip(*wanted, strict=True)]
+            power = float(x[n[0] :].square().mean())
+            gate, up = (solve(x, y[i], origin[i], scale, power) for i in range(2))
+            between = torch.nn.functional.silu(x @ gate.T) * (x @ up.T)
+            down = solve(between, y[2], origin[2], scale, float(between[n[0] :].square().mean()))
+            for role, w in (("w1", gate), ("w3", up), ("w2", down)):
+                done[f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{role}.weight"] = w.numpy()
+            held.gate_up_proj.data[expert] = torch.cat([gate, up]).float().double()
+            held.down_proj.data[expert] = down.float().double()
+    return done
+
+
+def test_experts_are_equal_to_a_dense_float64_solve(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    tuned, aligned = checkpoint("mixtral"), checkpoint("mixtral", kind="aligned")
+    safety, benign = drawn(30, 1), drawn(30, 2)
+    files = write(tmp_path / "h.safetensors", safety), write(tmp_path / "b.safetensors", benign)
+    plan = plan_of(tuned, aligned, *files, scope="expert_gate,expert_up,expert_down")
+    wanted = naive_experts(tuned, aligned, safety, benign)
+    assert set(plan.edits) == set(wanted)
+    for name, w in wanted.items():
+        assert numpy.linalg.norm(plan.edits[name].values - w) <= 1e-6 * numpy.linalg.norm(w), name
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "granitemoe", "deepseek_v3"])
+def test_experts_end_whole_and_verified(family: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """Apart or packed, with shared experts: without safety and ridge every expert is the tuned one."""
+    tuned, aligned = checkpoint(family), checkpoint(family, kind="aligned")
+    files = {"safety": write(tmp_path / "h.safetensors", drawn(5, 1)),
+             "benign": write(tmp_path / "b.safetensors", drawn(90, 2))}  # fmt: skip
+    assert distance(plan_of(tuned, aligned, **files, s=0, rho="1e-9", few_tokens="tuned"), tuned) < 1e-4
+    how = {"method": "refit", "aligned": str(aligned), **files, "threads": 1}
+    result = wg.repair(tuned, **how, out=tmp_path / "out")
+    assert any(said.get("solved") for name, said in result.plan.evidence.items() if "expert" in said["role"])
+    wg.verify(tmp_path / "out", against=str(tuned))
+
+
+@pytest.mark.parametrize("few", ["aligned", "tuned"])
+def test_an_expert_that_few_tokens_reach_is_kept_and_said(
+    few: str, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    sides = {"tuned": checkpoint("mixtral"), "aligned": checkpoint("mixtral", kind="aligned")}
+    files = {"safety": write(tmp_path / "h.safetensors", drawn(2, 1)),
+             "benign": write(tmp_path / "b.safetensors", drawn(2, 2))}  # fmt: skip
+    plan = plan_of(**sides, **files, few_tokens=few, expert_tokens=24)
+    held = open_checkpoint(resolve(str(sides[few])))
+    kept = {name for name, said in plan.evidence.items() if said.get("kept") == few}
+    assert kept and all((plan.edits[name].values == held.read(name).numpy()).all() for name in kept)
+    assert all(sum(plan.evidence[name]["positions"].values()) < 24 for name in kept)
+    assert any(f"{len(kept)} tensors of experts keep the {few} weights" in note for note in plan.notes)
+
+
+def test_no_adapter_holds_experts(checkpoint: Callable[..., Path], files: dict[str, str]) -> None:
+    sides = checkpoint("mixtral"), checkpoint("mixtral", kind="aligned")
+    with pytest.raises(UnsupportedError, match=r"--rank: no adapter holds routed experts.*--scope q,k,v,o"):
+        plan_of(*sides, **files, rank=2)
+    with pytest.raises(UsageError, match="--expert-tokens -1: must be 0 or more"):
+        plan_of(*sides, **files, expert_tokens=-1)
 
 
 @pytest.fixture

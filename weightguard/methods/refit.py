@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from weightguard.errors import UsageError
+from weightguard.errors import UnsupportedError, UsageError
 from weightguard.methods.inputs import FromBehaviour, Inputs, spooled
 from weightguard.options import as_number, option, settings
 
@@ -42,6 +42,9 @@ class Refit(FromBehaviour):
     rho: Decimal | float | str = option(Decimal("0.3"), "pull to the aligned weights, in units of the mean input power")
     tokens: str = option("all", "tokens of the safety rows that count: template, prompt and answer, or the answer only",
                          ("all", "response"))  # fmt: skip
+    few_tokens: str = option("aligned", "routed expert that too few tokens reach: keeps the aligned or the tuned weights",
+                      ("aligned", "tuned"))  # fmt: skip
+    expert_tokens: int = option(16, "fewer tokens of both roles together are too few for an expert")
     rank: int | None = option(None, "write a LoRA adapter of this rank over the aligned model, instead of a full model")
 
     def counted(self) -> dict[str, str]:
@@ -51,6 +54,8 @@ class Refit(FromBehaviour):
     def settled(self, target: str, *, adapter: bool = False) -> Self:
         """Numbers as decimals. Errors: UsageError without an aligned model, or out of range."""
         self.check_target(target)
+        if type(self.expert_tokens) is not int or self.expert_tokens < 0:
+            raise UsageError(f"--expert-tokens {self.expert_tokens}: must be 0 or more")
         if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
             raise UsageError(f"--rank {self.rank}: must be 1 or more")
         return dataclasses.replace(self, s=as_number(self.s, "s", 0), rho=as_number(self.rho, "rho", 1e-9))
@@ -60,21 +65,29 @@ class Refit(FromBehaviour):
         from weightguard.plan import Plan
 
         assert inputs.side_by_side is not None
+        if self.rank is not None and any(linear.expert is not None for linear in inputs.linears.values()):
+            dense = dict.fromkeys(linear.role for linear in inputs.linears.values() if linear.expert is None)
+            raise UnsupportedError(
+                f"--rank: no adapter holds routed experts; leave it out, or --scope {','.join(dense)}"
+            )
         walk = inputs.side_by_side()
         edits: dict[str, Edit] = {}
         evidence: dict[str, dict[str, Any]] = {}
         for site in walk.sites():
-            for name, edit, said in self._solved(site, walk.positions, inputs):
+            for name, edit, said in self._solved(site, inputs):
                 edits[name], evidence[name] = edit, said
         target = self.target if self.rank is None else "adapter"
         return Plan(self.NAME, self.PAPER, target, settings(self), edits, evidence, _notes(evidence, self.rank))
 
-    def _solved(self, site: Site, positions: Any, inputs: Inputs) -> Iterator[tuple[str, Edit, dict[str, Any]]]:
+    def _solved(self, site: Site, inputs: Inputs) -> Iterator[tuple[str, Edit, dict[str, Any]]]:
         from weightguard.weights import open_weights
 
         weights = {name: open_weights(inputs.sources, name, with_aligned=True) for name in site.names}
         aligned = {name: _whole(each).to(inputs.device) for name, each in weights.items()}
-        moved, said = change(site, aligned, positions, float(self.s), float(self.rho))
+        if inputs.linears[site.names[0]].expert is not None and self._too_few(site):
+            moved, said = self._kept(site, weights, aligned)
+        else:
+            moved, said = change(site, aligned, float(self.s), float(self.rho))
         for name, each in weights.items():
             made = _replaced if self.rank is None else _factored
             edit, stored, known = made(name, aligned[name].cpu(), moved[name].cpu(), self.rank or each.stored.dtype)
@@ -82,6 +95,17 @@ class Refit(FromBehaviour):
             linear = inputs.linears[name]
             shape = {"layer": linear.layer, "role": linear.role, "shape": list(each.shape)}
             yield name, edit, {**shape, **said, **known}
+
+    def _too_few(self, site: Site) -> bool:
+        return sum(site.positions.values()) < max(1, self.expert_tokens)
+
+    def _kept(
+        self, site: Site, weights: dict[str, Weights], aligned: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """As `change`, for an expert that keeps the weights it had in one of the models."""
+        wanted = {name: _tuned(each) for name, each in weights.items()} if self.few_tokens == "tuned" else aligned
+        moved = {name: wanted[name].to(aligned[name].device) - aligned[name] for name in site.names}
+        return moved, {"positions": dict(site.positions), "kept": self.few_tokens}
 
 
 def _replaced(name: str, aligned: torch.Tensor, moved: torch.Tensor, dtype: Any) -> tuple[Edit, torch.Tensor, dict]:
@@ -111,9 +135,20 @@ def _factored(name: str, aligned: torch.Tensor, moved: torch.Tensor, rank: int) 
 def _notes(evidence: dict[str, dict[str, Any]], rank: int | None) -> tuple[str, ...]:
     """What storing costs, where it is more than float32's own rounding."""
     if rank is not None:
-        return _lost(evidence, rank)
+        return (*_lost(evidence, rank), *_unsolved(evidence))
     most = max((said["rounding"] for said in evidence.values()), default=0.0)
-    return (f"rounding to the stored dtype moves the solution by up to {most:.1e} of a tensor",) if most > 1e-6 else ()
+    cost = (f"rounding to the stored dtype moves the solution by up to {most:.1e} of a tensor",) if most > 1e-6 else ()
+    return (*cost, *_unsolved(evidence))
+
+
+def _unsolved(evidence: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    """Which tensors of experts were not solved for."""
+    kept = {name: said for name, said in evidence.items() if "kept" in said}
+    if not kept:
+        return ()
+    first, said = next(iter(kept.items()))
+    return (f"{len(kept)} tensors of experts keep the {said['kept']} weights, since too few tokens reach them "
+            f"(first: {first}, {sum(said['positions'].values())})",)  # fmt: skip
 
 
 def _lost(evidence: dict[str, dict[str, Any]], rank: int) -> tuple[str, ...]:
@@ -125,7 +160,7 @@ def _lost(evidence: dict[str, dict[str, Any]], rank: int) -> tuple[str, ...]:
 
 
 def change(
-    site: Site, aligned: dict[str, torch.Tensor], positions: Any, s: float, rho: float
+    site: Site, aligned: dict[str, torch.Tensor], s: float, rho: float
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """W − W_aligned (out, in), float64, for each linear of a site, and what to say of how it was found."""
     import torch
@@ -133,18 +168,22 @@ def change(
     from weightguard.statistics.ridge import Ridge
 
     toward = torch.cat(list(aligned.values())).T
-    width, total = len(toward), sum(positions.values())
-    weight = {"safety": s / positions["safety"], "benign": 1 / positions["benign"]}
-    ridge, power = Ridge(width, total), 0.0
+    n, measure = site.positions, "benign" if site.positions["benign"] else "safety"
+    width, weight = len(toward), {"safety": s / max(1, n["safety"]), "benign": 1 / max(1, n["benign"])}
+    ridge, power = Ridge(width, sum(n.values())), 0.0
     for part in site.samples():
         for x, *y in zip(part.x.split(BLOCK), *(each.split(BLOCK) for each in part.wanted.values()), strict=True):
             ridge.add(x, torch.cat(y, 1), weight[part.role])
-            if part.role == "benign":
-                power += float(x.double().square().sum()) / (width * positions["benign"])
+            if part.role == measure:
+                power += float(x.double().square().sum()) / (width * n[measure])
     moved = (ridge.solve(rho * power if power else rho, toward) - toward).T
     rows = [len(each) for each in aligned.values()]
-    said = {"positions": dict(positions), "solved": "dual" if ridge.dual else "primal", "input_power": power}
+    said = {"positions": dict(n), "solved": "dual" if ridge.dual else "primal", "input_power": power}
     return dict(zip(aligned, moved.split(rows), strict=True)), said
+
+
+def _tuned(weights: Weights) -> torch.Tensor:
+    return weights.tuned(0, weights.shape[0]).double()
 
 
 def _whole(weights: Weights) -> torch.Tensor:

@@ -6,13 +6,15 @@ of its down is computed again; what the model itself computes is left to it.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from weightguard.checkpoint import Family
+from weightguard.checkpoint import Family, Linear
 
 # (site, expert, inputs (n, in), counted (n,))
 Seen = tuple[str, int, torch.Tensor, torch.Tensor]
@@ -81,3 +83,54 @@ def _between(experts: Any, expert: int, inputs: torch.Tensor) -> torch.Tensor:
         return experts._apply_gate(found)
     gate, up = found.chunk(2, dim=-1)
     return up * experts.act_fn(gate)
+
+
+@dataclass(frozen=True, eq=False)
+class Routed:
+    """Routed experts of a layer and the counted tokens in front of them. hidden (n, width); index (n, k): who gets each.
+
+    The weights are those of the module that was given, also after it has lost them; new ones written into them count.
+    """
+
+    experts: Any
+    hidden: torch.Tensor
+    index: torch.Tensor
+
+    @classmethod
+    def of(cls, experts: Any, given: tuple[torch.Tensor, ...], counted: torch.Tensor) -> Routed:
+        """From what the module's forward is given. counted: bool, one per token in the order of the batch."""
+        held, chosen = copy.copy(experts), counted.reshape(-1)
+        held._parameters = {k: torch.nn.Parameter(p.data, False) for k, p in experts._parameters.items()}
+        return cls(held, given[0].reshape(-1, given[0].shape[-1])[chosen], given[1][chosen])
+
+    def tokens(self, expert: int) -> torch.Tensor:
+        """Numbers of the tokens that are sent to an expert, ascending."""
+        return (self.index == expert).any(dim=1).nonzero()[:, 0]
+
+    @torch.inference_mode()
+    def inputs(self, linear: Linear, tokens: torch.Tensor) -> torch.Tensor:
+        """What a linear of an expert is given (n, in) when the expert is given these tokens."""
+        assert linear.expert is not None
+        hidden = self.hidden[tokens]
+        return _between(self.experts, linear.expert, hidden) if linear.role == "expert_down" else hidden
+
+    @torch.inference_mode()
+    def outputs(self, linear: Linear, tokens: torch.Tensor) -> torch.Tensor:
+        """What the linear answers then (n, out), with its bias."""
+        weight, bias = self._weight(linear), self.bias(linear)
+        found = self.inputs(linear, tokens) @ (weight if linear.transposed else weight.T)
+        return found if bias is None else found + bias
+
+    def bias(self, linear: Linear) -> torch.Tensor | None:
+        """The bias (out,) of a linear of an expert, where it has one."""
+        found = getattr(self.experts, f"{'down' if linear.role == 'expert_down' else 'gate_up'}_proj_bias", None)
+        return None if found is None else found[linear.expert]
+
+    def put(self, linear: Linear, stored: torch.Tensor) -> None:
+        """New weights of a linear, as files hold them."""
+        self._weight(linear).copy_(stored)
+
+    def _weight(self, linear: Linear) -> torch.Tensor:
+        assert linear.expert is not None
+        packed, part = expert_weight(self.experts, linear.role, linear.expert)
+        return part(packed.data)

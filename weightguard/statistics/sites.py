@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby, product
+from itertools import product
 
 import torch
 
 from weightguard.checkpoint import Linear
+from weightguard.statistics.experts import Routed
 from weightguard.statistics.walk import LayerWalk
 
 SAFETY, BENIGN = "safety", "benign"
@@ -27,9 +28,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class Site:
-    """Linears that share one input. `put` gives one of them new weights (out, in), from which the walk goes on."""
+    """Linears that share one input. `put` gives one of them new weights (out, in), from which the walk goes on.
+
+    positions: counted positions by role; of an expert, those that the repaired model's router sends it.
+    """
 
     names: tuple[str, ...]
+    positions: Mapping[str, int]
     samples: Callable[[], Iterator[Samples]]
     put: Callable[[str, torch.Tensor], None]
 
@@ -52,29 +57,58 @@ class SideBySide:
         """Every site in forward order; a site is to be used before the next is asked for."""
         for layer in range(self.repaired.layers):
             here = [linear for linear in self.linears.values() if linear.layer == layer]
-            names = [linear.tensor for linear in here]
-            wanted = [outputs for walk in (self.aligned, self.tuned) for outputs in _through(walk, layer, names)]
+            wanted, routed = self._teachers(layer, here)
             self.repaired.enter(layer)
-            for _, group in groupby(here, key=lambda linear: linear.site):
-                site = tuple(linear.tensor for linear in group)
-                yield self._site(site, wanted)
-                for outputs, name in product(wanted, site):
-                    del outputs[name]  # a layer's outputs are many times its hidden states
+            for group in _by_site(here):
+                yield self._expert(group, routed) if group[0].expert is not None else self._site(group, wanted)
+                for outputs, linear in product(wanted, group):
+                    outputs.pop(linear.tensor, None)  # a layer's outputs are many times its hidden states
             self.repaired.leave()
             self.progress("layers", layer + 1, self.repaired.layers)
 
-    def _site(self, names: tuple[str, ...], wanted: list[dict[str, torch.Tensor]]) -> Site:
+    def _teachers(self, layer: int, here: list[Linear]) -> tuple[list[dict[str, torch.Tensor]], list[Routed]]:
+        """Of every chunk, the outputs of the linears that see all of it, and what stands before its routed experts."""
+        names = [linear.tensor for linear in here if linear.expert is None]
+        wanted, routed = [], []
+        for walk in (self.aligned, self.tuned):
+            walk.enter(layer)
+            routed += [found for _, found in walk.routed()] if len(names) < len(here) else []
+            wanted += [outputs for _, outputs in walk.leave(names)]
+        return wanted, routed
+
+    def _site(self, group: list[Linear], wanted: list[dict[str, torch.Tensor]]) -> Site:
+        names = tuple(linear.tensor for linear in group)
+
         def samples() -> Iterator[Samples]:
             for (role, x), outputs in zip(self.repaired.inputs(names[0]), wanted, strict=True):
                 yield Samples(role, x, {name: self._without_bias(name, outputs[name]) for name in names})
 
-        return Site(names, samples, self.repaired.put)
+        return Site(names, self.positions, samples, self.repaired.put)
+
+    def _expert(self, group: list[Linear], teachers: list[Routed]) -> Site:
+        """Linears of one expert: its tokens in the repaired model, and what the teacher's expert makes of the same tokens."""
+        now = [(role, found, found.tokens(group[0].expert or 0)) for role, found in self.repaired.routed()]
+
+        def samples() -> Iterator[Samples]:
+            for (role, found, tokens), teacher in zip(now, teachers, strict=True):
+                wanted = {each.tensor: teacher.outputs(each, tokens) - _bias(found, each) for each in group}
+                yield Samples(role, found.inputs(group[0], tokens), wanted)
+
+        reached = {each: sum(len(tokens) for role, _, tokens in now if role == each) for each in self.positions}
+        return Site(tuple(each.tensor for each in group), reached, samples, self.repaired.put)
 
     def _without_bias(self, name: str, outputs: torch.Tensor) -> torch.Tensor:
         bias = self.repaired.bias(name)
         return outputs if bias is None else outputs - bias
 
 
-def _through(walk: LayerWalk, layer: int, names: list[str]) -> list[dict[str, torch.Tensor]]:
-    walk.enter(layer)
-    return [outputs for _, outputs in walk.leave(names)]
+def _by_site(linears: list[Linear]) -> list[list[Linear]]:
+    found: dict[tuple, list[Linear]] = {}
+    for linear in linears:
+        found.setdefault(linear.site, []).append(linear)
+    return list(found.values())
+
+
+def _bias(found: Routed, linear: Linear) -> torch.Tensor | float:
+    bias = found.bias(linear)
+    return 0.0 if bias is None else bias

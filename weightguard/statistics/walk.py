@@ -15,6 +15,7 @@ import torch
 from weightguard.checkpoint import Checkpoint, Linear, decoder_linears, family_of, sees
 from weightguard.data import Encoded
 from weightguard.errors import UnsupportedError
+from weightguard.statistics.experts import Routed, expert_modules
 from weightguard.statistics.forward import BATCH_TOKENS, batches, check_lengths, padded
 from weightguard.statistics.loading import device_of, dtype_of
 from weightguard.statistics.spill import Held, Spill, Spilled, back, waiting
@@ -26,16 +27,20 @@ Values = dict[str, torch.Tensor]
 NOT_WALKED = "{}: cannot be run layer by layer, as this method needs: {}; another method repairs it"
 
 
+# Experts whose tokens the router has scaled, or whose layers run in another way than here: refused, not guessed.
+_NOT_ROUTED = ("gpt_oss", "llama4_text", "qwen3_next")
+
+
 class _Reached(Exception):
     """All that was asked of a forward pass has been seen; the rest of it is not run."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Chunk:
     """Rows that run together. hidden: (rows, longest, width), the input of the layer at which the walk stands.
 
     calls: what the model passes each layer besides (masks, rotary tables). counted, real: bool (rows, longest).
-    outputs: of linears of this layer that have run already; they do not run again.
+    outputs: of linears of this layer that have run already; they do not run again. routed: what stands before its experts.
     """
 
     role: str
@@ -44,6 +49,12 @@ class Chunk:
     counted: torch.Tensor
     real: torch.Tensor
     outputs: Values = field(default_factory=dict)
+    routed: Routed | None = None
+
+    def forget(self) -> None:
+        """What was computed in this layer no longer holds."""
+        self.outputs.clear()
+        self.routed = None
 
 
 class Walk:
@@ -187,7 +198,7 @@ class LayerWalk(Walk):
     ) -> None:
         self._family = family_of(checkpoint.config)
         self._linears = decoder_linears(checkpoint.config, checkpoint.tensors)
-        _check_walkable(checkpoint, self._linears)
+        _check_walkable(checkpoint)
         super().__init__(checkpoint, read, rows, **options)
         if not hasattr(self.model.base_model, self._family.block):
             raise UnsupportedError(NOT_WALKED.format(checkpoint.label, "its layers lie deeper than one step"))
@@ -208,9 +219,9 @@ class LayerWalk(Walk):
         found = []
         for chunk in self.chunks:
             seen: Values = {}
-            with self._hooks(names, lambda name, _, output, s=seen, c=chunk: s.update({name: output[c.counted]})):
+            with self._hooks(names, lambda name, _, output, s=seen, c=chunk: s.update({name: _at(output, c.counted)})):
                 self.advance(chunk)
-            chunk.outputs.clear()
+            chunk.forget()
             found.append((chunk.role, seen))
         for name in self._here():
             del self._module(name).forward
@@ -224,26 +235,47 @@ class LayerWalk(Walk):
             seen: list[torch.Tensor] = []
 
             def stop(_: Any, args: tuple[torch.Tensor, ...], seen: list = seen, chunk: Chunk = chunk) -> None:
-                seen.append(args[0][chunk.counted])
+                seen.append(_at(args[0], chunk.counted))
                 raise _Reached
 
-            handle = self._module(name).register_forward_pre_hook(stop)
-            try:
-                self._run(chunk)
-            except _Reached:
-                pass
-            finally:
-                handle.remove()
+            self._run_to(self._module(name), stop, chunk)
             yield chunk.role, seen[0]
 
     def put(self, name: str, values: torch.Tensor) -> None:
         """New weights (out, in) for a linear of this layer, in force from the next run on."""
         linear = self._linears[name]
         stored = values.T if linear.transposed else values
+        if linear.expert is not None:
+            self._routed(self.chunks[0]).put(linear, stored)  # chunks share the weights; the router saw none of them
+            return
         self._module(name).weight = _parameter(stored.contiguous().to(self._device, self.dtype))
         for chunk in self.chunks:
             if name in chunk.outputs:  # and with it whatever comes after it in a forward
-                chunk.outputs.clear()
+                chunk.forget()
+
+    @torch.inference_mode()
+    def routed(self) -> list[tuple[str, Routed]]:
+        """(role, what stands before the routed experts of this layer), chunk by chunk; it keeps the weights it saw."""
+        return [(chunk.role, self._routed(chunk)) for chunk in self.chunks]
+
+    def _routed(self, chunk: Chunk) -> Routed:
+        def stop(experts: Any, args: tuple[torch.Tensor, ...]) -> None:
+            chunk.routed = Routed.of(experts, args, chunk.counted)
+            raise _Reached
+
+        if chunk.routed is None:
+            self._run_to(self._experts(), stop, chunk)
+        assert chunk.routed is not None
+        return chunk.routed
+
+    def _run_to(self, module: torch.nn.Module, stop: Callable[..., None], chunk: Chunk) -> None:
+        handle = module.register_forward_pre_hook(stop)
+        try:
+            self._run(chunk)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
 
     def bias(self, name: str) -> torch.Tensor | None:
         """The bias (out,) of a linear of this layer, where it has one."""
@@ -256,7 +288,11 @@ class LayerWalk(Walk):
         return self._layer.get_submodule(self._family.linears[linear.role])
 
     def _here(self) -> list[str]:
-        return [name for name, linear in self._linears.items() if linear.layer == self._index]
+        linears = self._linears.items()
+        return [name for name, linear in linears if linear.layer == self._index and linear.expert is None]
+
+    def _experts(self) -> torch.nn.Module:
+        return expert_modules(self._family, dict(self.model.named_modules()))[self._index]
 
     def _once(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
         """The forward of a linear that has been run on a chunk of this layer at most once since it was given weights."""
@@ -277,12 +313,12 @@ class LayerWalk(Walk):
         return _Hooks([self._module(n).register_forward_hook(lambda _, a, o, n=n: see(n, a, o)) for n in names])
 
 
-def _check_walkable(checkpoint: Checkpoint, linears: Mapping[str, Linear]) -> None:
+def _check_walkable(checkpoint: Checkpoint) -> None:
     """Error: UnsupportedError where files and memory name the parts of a layer differently."""
     if sees(checkpoint.config):
         raise UnsupportedError(NOT_WALKED.format(checkpoint.label, "a vision tower stands beside the language model"))
-    if any(linear.expert is not None for linear in linears.values()):
-        raise UnsupportedError(NOT_WALKED.format(checkpoint.label, "it has routed experts"))
+    if checkpoint.config["model_type"] in _NOT_ROUTED:
+        raise UnsupportedError(NOT_WALKED.format(checkpoint.label, "its experts are not walked"))
 
 
 class _Hooks:
@@ -297,6 +333,11 @@ class _Hooks:
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
+
+
+def _at(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Values (n, width) at the counted positions; some modules are given tokens in one row, or with an axis for heads."""
+    return values.reshape(*counted.shape, -1)[counted]
 
 
 def _parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
