@@ -41,6 +41,12 @@ def test_equal_to_a_dense_solve(samples: int, penalty: float, dual: bool | None)
     assert numpy.linalg.norm(found - wanted) <= 1e-9 * numpy.linalg.norm(wanted)
 
 
+@pytest.mark.parametrize("dual", [True, False])
+def test_a_gram_matrix_summed_in_stripes(dual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weightguard.statistics.ridge.STRIPE", 5)
+    test_equal_to_a_dense_solve(13, 0.3, dual)
+
+
 def test_the_smaller_side_is_solved() -> None:
     assert Ridge(12, 11).dual and not Ridge(12, 12).dual
 
