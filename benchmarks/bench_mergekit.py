@@ -96,6 +96,7 @@ class Counted(PeakMemory):
     def __exit__(self, *raised: object) -> None:
         self.cpu, self.wall = time.process_time() - self.cpu, time.monotonic() - self.wall
         super().__exit__(*raised)
+        self.cpu -= self.spent
 
     def say(self) -> None:
         print(json.dumps({"cpu_s": self.cpu, "wall_s": self.wall, "anonymous_mb": self.above / 1e6}))

@@ -86,7 +86,10 @@ def build(root: Path, hidden: int, middle: int, layers: int) -> None:
 
 
 class PeakMemory:
-    """Peak of RssAnon in bytes while the block runs, sampled every two milliseconds, above its value at the start."""
+    """Peak of RssAnon in bytes while the block runs, sampled every two milliseconds, above its value at the start.
+
+    spent: seconds of CPU that the sampling itself took.
+    """
 
     def __enter__(self) -> PeakMemory:
         self.start = self.peak = _anonymous()
@@ -98,6 +101,7 @@ class PeakMemory:
     def _watch(self) -> None:
         while not self._stop.wait(0.002):
             self.peak = max(self.peak, _anonymous())
+        self.spent = time.thread_time()
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
@@ -157,6 +161,7 @@ def child(row: str, root: Path, out: Path) -> None:
         cpu, wall = time.process_time(), time.monotonic()
         work(row, root, out)
         cpu, wall = time.process_time() - cpu, time.monotonic() - wall
+    cpu -= memory.spent
     print(json.dumps({"row": row, "cpu_s": cpu, "wall_s": wall, "anonymous_mb": memory.above / 1e6}))
 
 
@@ -180,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=5, help="0.4 GB each")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--child", choices=ROWS)
     options = parser.parse_args()
@@ -188,7 +194,7 @@ def main() -> None:
         return
     root = Path(tempfile.mkdtemp(dir=options.directory))
     try:
-        build(root, *((256, 688, 2) if options.smoke else (4096, 11008, 5)))
+        build(root, *((256, 688, 2) if options.smoke else (4096, 11008, options.layers)))
         report(root, 1 if options.smoke else options.rounds)
     finally:
         shutil.rmtree(root)
