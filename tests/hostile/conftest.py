@@ -216,7 +216,7 @@ def refused(tmp_path: Path, repair: Callable[..., tuple[int, str, str]]) -> Iter
     return check
 
 
-def pytest_report_collectionfinish(items: list[pytest.Item]) -> str:
+def pytest_report_collectionfinish(items: list[pytest.Item]) -> str | list[str]:
     """How many hostile inputs there are, each named after what is wrong with it."""
     here = [item for item in items if item.path.parent == Path(__file__).parent]
     wrong = [
@@ -224,4 +224,4 @@ def pytest_report_collectionfinish(items: list[pytest.Item]) -> str:
         for item in here
         if item.name.startswith(("test_refused", "test_stopped", "test_references", "test_companions"))
     ]
-    return f"hostile cases: {len(wrong)}"
+    return f"hostile cases: {len(wrong)}" if wrong else []

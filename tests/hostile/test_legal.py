@@ -280,3 +280,26 @@ def test_three_thousand_tensors(model: Any, repair: Callable[..., Any], tmp_path
         model.tensors[f"buffer.{i}"] = ("U8", (1,), b"x")
     model.single()
     check(repair, model.path, tmp_path / "out")
+
+
+CALIBRATED = ("no metadata", "tensors in another order than the data", "a tensor without an entry", "a scalar", "a scalar integer",
+              "an integer buffer", "a boolean mask", "a complex buffer", "double precision", "four dtypes", "a name with a slash",
+              "a name that is empty", "two shards", "a matrix of zeros", "a layer number with many tensors around")  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CALIBRATED)
+def test_calibrated(case: str, model: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The same oddities where a model is run: its statistics are those of the model as save_pretrained writes it."""
+    import numpy
+    from safetensors.numpy import load_file, save_file
+
+    ids = numpy.array([[1, 2, 3], [4, 1, 2]])
+    save_file({"input_ids": ids, "attention_mask": numpy.ones_like(ids)}, tmp_path / "rows.safetensors")
+    for name, change in (("plain", lambda m: None), ("odd", LEGAL[case])):
+        change(model)
+        given = ["stats", str(model.path), "--data", str(tmp_path / "rows.safetensors"), "-o", str(tmp_path / name)]
+        assert main(given) == 0, capfd.readouterr().err
+    plain, odd = load_file(tmp_path / "plain"), load_file(tmp_path / "odd")
+    assert plain.keys() == odd.keys()
+    if case != "a matrix of zeros":
+        assert all(numpy.array_equal(plain[name], odd[name]) for name in plain)

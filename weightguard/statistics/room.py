@@ -25,7 +25,7 @@ def _weights(walk: Walk, index: int) -> int:
     linears = decoder_linears(walk.checkpoint.config, walk.checkpoint.tensors).values()
     here = [linear for linear in linears if linear.layer == index]
     # Experts that lie apart in the files are stacked, and gate and up joined, while they themselves are still there.
-    copies = 3 if any(linear.expert is not None for linear in here) else 1
+    copies = 2 if any(linear.expert is not None for linear in here) else 1
     read = max((walk.checkpoint.info(linear.tensor).nbytes for linear in here), default=0)
     return walk.sizes(index)[1] * walk.dtype.itemsize * copies + read
 
