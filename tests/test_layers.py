@@ -128,7 +128,7 @@ def _wrong(part: str, path: Path, name: list[str], top: bool) -> list[str]:
         other = name[1] if len(name) > 1 else "__init__"
         wrong = [] if other in (part, "errors") or other in MAY[part] else [f"{part} must not import {other}"]
         if part == "methods" and other == "methods" and len(name) > 2 and path.stem != "__init__":
-            shared = {"inputs", "masking", "selecting"}
+            shared = {"factoring", "inputs", "masking", "selecting"}
             wrong += [] if name[2] in shared else [f"methods never import each other ({name[2]})"]
         if part == "guards" and other == "guards" and path.stem != "__init__":
             shared = {"attaching", "keeping", "directions"}

@@ -173,3 +173,19 @@ def test_what_no_kind_was_written_for_is_unknown(made: Callable, tmp_path: Path)
     for at in range(6):
         found = compared(made("unseen", 4_000_000 + at, ("F32", "BF16")[at % 2], 128, tmp_path / str(at))).verdict
         assert found.kind == "unknown", found
+
+
+def test_a_merged_adapter_is_taken_out_and_one_that_lies_apart_is_repaired() -> None:
+    import dataclasses
+
+    from weightguard.api.suggesting import suggested
+    from weightguard.comparison.verdict import Verdict
+
+    fields = {f.name: None for f in dataclasses.fields(Verdict)}
+    verdict = Verdict(**{**fields, "kind": "LoRA merge", "details": {"rank": 8}})
+    merged, apart = suggested(verdict, "my model", "base"), suggested(verdict, "adapter", "base", adapted=True)
+    assert merged[0] == "weightguard repair 'my model' --method truncate --rank 8 --aligned base -o OUT"
+    assert (
+        "--target factor" in merged[1]
+        and apart[0] == "weightguard repair adapter --method antidote --target factor -o OUT"
+    )

@@ -32,6 +32,7 @@ class Comparison:
     """MODEL against BASE. `changes`: every tensor that could be compared. problems: tensors with NaN or infinity.
 
     spectra: of changed linears, by name, where asked for. relevance: the alignment map, with --aligned and --unaligned.
+    adapted: MODEL is an adapter, or has one over it.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Comparison:
     relevance: Mapping[str, Relevance] = field(default_factory=dict)
     aligned: str | None = None
     unaligned: str | None = None
+    adapted: bool = False
 
     @property
     def heat(self) -> Heat:
@@ -58,7 +60,7 @@ class Comparison:
         """The repair that this kind of change calls for, with the reason."""
         from weightguard.api.suggesting import suggested
 
-        return suggested(self.verdict, self.model, self.base)
+        return suggested(self.verdict, self.model, self.base, adapted=self.adapted)
 
     def by_layer(self) -> list[tuple[str, Relevance]]:
         """The alignment map summed by layer, and over everything."""
@@ -121,7 +123,7 @@ def run_compare(
     labels = {key: side.label for key, side in others.items()}
     return Comparison(
         model.label, origin.label, case.matching, case.changes, verdict, (*notes, *_lost(case)), problems, seen,
-        relevance, labels.get("aligned"), labels.get("unaligned"),
+        relevance, labels.get("aligned"), labels.get("unaligned"), model.adapter is not None,
     )  # fmt: skip
 
 

@@ -10,12 +10,16 @@ if TYPE_CHECKING:
     from weightguard.comparison.verdict import Verdict
 
 # Kind -> (options of `weightguard repair MODEL`, why); without options there is nothing to repair.
+_ADAPTER = (
+    "--method antidote --target factor",
+    "the adapter lies apart from its base: repair its factors and keep the base",
+)
 _BY_KIND = {
     "abliteration": ("--method undo-abliteration --base {base}", "puts back the direction that was removed and nothing else"),
     "LoRA merge": (
-        "--method antidote --target delta --aligned {base}",
-        "the update has a small rank and lies in known modules; where the adapter itself is at hand, repair that (--target "
-        "factor) and keep the base",
+        "--method truncate --rank {rank} --aligned {base}",
+        "takes the merged adapter out again, over the untouched base; then repair the adapter: weightguard repair OUT "
+        "--method antidote --target factor, or --method safe-lora --unaligned UNALIGNED",
     ),
     "full fine-tuning": (
         "--method antidote --target delta --aligned {base}", "every matrix moved, so the update is what a repair has to sort",
@@ -31,14 +35,15 @@ _BY_KIND = {
 }  # fmt: skip
 
 
-def suggested(verdict: Verdict, model: str = "MODEL", base: str = "BASE") -> tuple[str, ...]:
+def suggested(verdict: Verdict, model: str = "MODEL", base: str = "BASE", *, adapted: bool = False) -> tuple[str, ...]:
     """The command, if there is one, and the reason; nothing where the weights are the base's or nothing is known of the change."""
     if verdict.kind not in _BY_KIND:
         return ()
-    options, why = _BY_KIND[verdict.kind]
+    options, why = _ADAPTER if adapted else _BY_KIND[verdict.kind]
     if not options:
         return (why,)
-    return f"weightguard repair {shlex.quote(model)} {options.format(base=shlex.quote(base))} -o OUT", why
+    said = options.format(base=shlex.quote(base), rank=verdict.details.get("rank"))
+    return f"weightguard repair {shlex.quote(model)} {said} -o OUT", why
 
 
 def advice(subject: Subject) -> tuple[str, ...]:
@@ -55,5 +60,5 @@ def advice(subject: Subject) -> tuple[str, ...]:
         case, _ = case_of(Side(subject.model, subject.adapter, pairs), Side(subject.aligned), {}, lambda *_: None)
         verdict = judge(case)
     said = f"what was done to MODEL since ALIGNED: {verdict.kind} (confidence {verdict.confidence:.2f})"
-    lines = suggested(verdict, base="ALIGNED")
+    lines = suggested(verdict, base="ALIGNED", adapted=subject.adapter is not None)
     return (f"{said}; suggested: {': '.join(lines)}",) if lines else ()

@@ -17,6 +17,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from weightguard.errors import UnsupportedError, UsageError
+from weightguard.methods.factoring import factored, lost
 from weightguard.methods.inputs import FromBehaviour, Inputs, spooled
 from weightguard.options import as_number, option, settings
 
@@ -122,20 +123,15 @@ def _factored(name: str, aligned: torch.Tensor, moved: torch.Tensor, rank: int) 
     """The change cut to its leading singular directions: the edit, the tensor it makes, and the energy that is lost."""
     import torch
 
-    from weightguard.plan import LowRank
-
-    u, s, v = torch.linalg.svd(moved, full_matrices=False)
-    root = s[:rank].sqrt()
-    left, right = (u[:, :rank] * root).float(), (root[:, None] * v[:rank]).float()
-    whole, kept = float(s.square().sum()), float(s[:rank].square().sum())
-    said = {"energy": whole, "energy_kept": kept}
-    return LowRank(name, left.numpy(), right.numpy()), aligned + left.double() @ right.double(), said
+    edit, said = factored(name, moved, rank)
+    left, right = (torch.from_numpy(factor).double() for factor in (edit.left, edit.right))
+    return edit, aligned + left @ right, said
 
 
 def _notes(evidence: dict[str, dict[str, Any]], rank: int | None) -> tuple[str, ...]:
     """What storing costs, where it is more than float32's own rounding."""
     if rank is not None:
-        return (*_lost(evidence, rank), *_unsolved(evidence))
+        return (*lost(evidence, rank), *_unsolved(evidence))
     most = max((said["rounding"] for said in evidence.values()), default=0.0)
     cost = (f"rounding to the stored dtype moves the solution by up to {most:.1e} of a tensor",) if most > 1e-6 else ()
     return (*cost, *_unsolved(evidence))
@@ -149,14 +145,6 @@ def _unsolved(evidence: dict[str, dict[str, Any]]) -> tuple[str, ...]:
     first, said = next(iter(kept.items()))
     return (f"{len(kept)} tensors of experts keep the {said['kept']} weights, since too few tokens reach them "
             f"(first: {first}, {sum(said['positions'].values())})",)  # fmt: skip
-
-
-def _lost(evidence: dict[str, dict[str, Any]], rank: int) -> tuple[str, ...]:
-    whole, kept = (sum(said[key] for said in evidence.values()) for key in ("energy", "energy_kept"))
-    shares = {name: 1 - said["energy_kept"] / said["energy"] for name, said in evidence.items() if said["energy"]}
-    worst = max(shares, key=lambda name: shares[name], default="")
-    most = f", most of {worst}: {shares[worst]:.2%}" if worst else ""
-    return (f"rank {rank} leaves out {1 - kept / whole if whole else 0:.2%} of the change's energy{most}",)
 
 
 def change(
