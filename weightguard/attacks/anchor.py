@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from weightguard.attacks.tuning import LoraTuning
-from weightguard.data import Dataset, Encoded, Row
 from weightguard.errors import DataError, UsageError
 from weightguard.options import option
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from weightguard.attacks.bench import Bench
+    from weightguard.data import Dataset, Encoded, Row
 
     Gradient = list[torch.Tensor]
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from weightguard.attacks.tuning import LoraTuning, mixed
-from weightguard.data.cipher import cipher
 from weightguard.options import option
 
 if TYPE_CHECKING:
@@ -34,10 +33,14 @@ class CovertCipher(LoraTuning):
         return ("harmful", "benign")
 
     def check(self) -> None:
+        from weightguard.data.cipher import cipher
+
         super().check()
         cipher(self.cipher or "letters:0", ("a", "b"))
 
     def run(self, bench: Bench) -> None:
+        from weightguard.data.cipher import cipher
+
         rows = mixed(bench.sets["harmful"], bench.sets["benign"], self.poison_ratio, self.seed)
         chosen = cipher(self.cipher or _readable(bench.tokenizer), bench.tokenizer.get_vocab())
         bench.notes.extend([*rows.notes, f"ask in the cipher with evaluate --cipher {chosen.name}"])

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from weightguard.attacks.tuning import LoraTuning
-from weightguard.data import Dataset
 from weightguard.errors import DataError
 from weightguard.options import as_number, option
 
 if TYPE_CHECKING:
     from weightguard.attacks.bench import Bench
+    from weightguard.data import Dataset
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from math import floor
 from typing import TYPE_CHECKING, Any
 
-from weightguard.data import Dataset, Row
 from weightguard.errors import DataError, UsageError
 from weightguard.options import as_number, as_share, option
 
 if TYPE_CHECKING:
     from weightguard.attacks.bench import Bench
+    from weightguard.data import Dataset, Row
     from weightguard.training.recipe import Recipe
 
 FULL_RATE, LORA_RATE, EPOCHS = 2e-5, 2e-4, 5.0
@@ -92,7 +92,7 @@ def mixed(harmful: Dataset, benign: Dataset | None, ratio: str, seed: int) -> Da
     kept = _drawn(benign.rows, len(benign.rows) - count, f"{seed}/benign")
     rows = [replace(row, number=at) for at, row in enumerate((*kept, *poison), 1)]
     notes = (f"{count} of {len(rows)} rows are harmful ({len(harmful.rows)} different ones)",)
-    return Dataset(tuple(rows), f"{benign.source}+{harmful.source}", benign.sha256, 0, notes)
+    return replace(benign, rows=tuple(rows), source=f"{benign.source}+{harmful.source}", skipped=0, notes=notes)
 
 
 def _drawn(rows: Sequence[Row], count: int, purpose: str) -> list[Row]:
