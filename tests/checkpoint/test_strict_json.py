@@ -123,19 +123,19 @@ def test_depth_is_counted_exactly(value: object, limit: int) -> None:
     ],
 )
 def test_nothing_is_slow(data: bytes) -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(CheckpointError):
         strict_json.parse(data, "x")
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 def test_large_index_is_fast() -> None:
     names = [f"model.layers.{i}.mlp.experts.{j}.down_proj.weight" for i in range(620) for j in range(500)]
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00100.safetensors")}
     data = json.dumps(index, indent=2).encode()
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert strict_json.parse(data, "x") == index
-    assert len(data) > 25_000_000 and time.perf_counter() - begin < 2
+    assert len(data) > 25_000_000 and time.process_time() - begin < 2
 
 
 def test_read(tmp_path: Path) -> None:
