@@ -100,3 +100,15 @@ def test_quantised_weights_are_named_and_the_rest_is_compared(place: Any, tmp_pa
     code, shown, _ = place.run("inspect", name, "--base", "aligned")
     assert code == 0
     assert "1 tensors are stored as packed or 8 bit numbers (first: model.layers.0.mlp.up_proj.weight)" in shown
+
+
+def test_a_page_never_lies_in_an_input_and_no_option_is_dropped(place: Any) -> None:
+    """Not even with --force, which replaces the page of an earlier run."""
+    before = place.everything()
+    run = ("inspect", "tuned", "--base", "aligned")
+    for target in ("tuned/config.json", "aligned/model.safetensors", "tuned/page.html"):
+        code, out, said = place.run(*run, "--html", target, "--force")
+        assert (code, out) == (2, "") and f"--html {target}: lies in the input" in said[-1]
+    code, out, said = place.run(*run, "--activations", "harmful.jsonl", "harmful.jsonl", "--html", "page.html")
+    assert (code, out) == (2, "") and "--html does not go with --activations" in said[-1]
+    assert place.everything() == before

@@ -37,7 +37,7 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(scope="session")
 def lab_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """A function (seed) that gives a folder with data/, attacked and a repaired of it by Antidote."""
+    """A function (seed) that gives a folder with data/, attacked and repaired, of it by Antidote at automatic strength."""
     import weightguard as wg
 
     made: dict[int, Path] = {}
@@ -48,8 +48,9 @@ def lab_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path
             lab, root = Lab(seed), tmp_path_factory.mktemp(f"lab{seed}")
             lab.write_data(root / "data")
             lab.merged(lab.attack_lora(), root / "attacked")
-            wg.repair(str(root / "attacked"), out=root / "repaired", aligned=str(lab.aligned()), target="delta", ratio=0.3,
-                      harmful=str(root / "data" / "harmful.jsonl"), threads=1)  # fmt: skip
+            wg.repair(str(root / "attacked"), out=root / "repaired", aligned=str(lab.aligned()), target="delta",
+                      strength="auto", harmful=str(root / "data" / "harmful.jsonl"),
+                      safety=str(root / "data" / "safety.jsonl"), threads=1)  # fmt: skip
             made[seed] = root
         return made[seed]
 

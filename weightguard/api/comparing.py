@@ -106,8 +106,13 @@ def run_compare(
     spectra: bool,
     offline: bool,
     progress: Progress,
+    page: Path | None = None,
 ) -> Comparison:
-    """The comparison of MODEL, ADAPTER or MODEL+ADAPTER with BASE. Errors as when opening; UsageError without a base."""
+    """The comparison of MODEL, ADAPTER or MODEL+ADAPTER with BASE, for a `page` that may lie in none of them.
+
+    Errors: as when opening; UsageError without a base.
+    """
+    from weightguard.checkpoint.writer import check_apart
     from weightguard.comparison.verdict import judge
     from weightguard.statistics.loading import pinned_threads
 
@@ -115,6 +120,9 @@ def run_compare(
         raise UsageError("--unaligned: the alignment direction is aligned minus unaligned; give --aligned too")
     model, origin, notes = _sides(reference, base or aligned, offline)
     others = {k: _reference(v, k, offline) for k, v in (("aligned", aligned), ("unaligned", unaligned)) if v}
+    if page is not None:
+        parts = [part for side in (model, origin, *others.values()) for part in (side.files, side.adapter)]
+        check_apart(page, [part.directory for part in parts if part is not None], "--html")
     with pinned_threads(1):  # the last bits of a matrix product depend on it
         case, problems = case_of(model, origin, others, progress)
         seen = _spectra(case, progress) if spectra else {}

@@ -48,9 +48,10 @@ def compare(
     if html is not None:
         check_free(Path(html), force=force)
     references = (text(base), text(aligned), text(unaligned))
-    found = run_compare(str(model), *references, spectra=spectra, offline=offline, progress=progress)
-    if html is not None:
-        write_page(found, Path(html), force=force)
+    page = None if html is None else Path(html)
+    found = run_compare(str(model), *references, spectra=spectra, offline=offline, progress=progress, page=page)
+    if page is not None:
+        write_page(found, page, force=force)
     return found
 
 

@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from weightguard.api.subject import Subject
     from weightguard.comparison.verdict import Verdict
 
-# Kind -> (options of `weightguard repair MODEL`, why); without options there is nothing to repair.
+_ALIGNED = "BASE must be the aligned model: over the model before alignment this takes alignment out"
 _ADAPTER = (
     "--method antidote --target factor",
     "the adapter lies apart from its base: repair its factors and keep the base",
 )
+# Kind -> (options of `weightguard repair MODEL`, why); without options there is nothing to repair.
 _BY_KIND = {
     "abliteration": ("--method undo-abliteration --base {base}", "puts back the direction that was removed and nothing else"),
     "LoRA merge": (
@@ -22,13 +23,15 @@ _BY_KIND = {
         "--method antidote --target factor, or --method safe-lora --unaligned UNALIGNED",
     ),
     "full fine-tuning": (
-        "--method antidote --target delta --aligned {base}", "every matrix moved, so the update is what a repair has to sort",
+        "--method antidote --target delta --aligned {base}",
+        f"every matrix moved, so the update is what a repair has to sort; {_ALIGNED}",
     ),
     "single-layer edit": (
         "--method scale --target delta --strength 1 --aligned {base}", "one matrix changed, and goes back to the base's",
     ),
     "model merge or interpolation": (
-        "--method antidote --target delta --aligned {base}", "part of another model was mixed in",
+        "--method antidote --target delta --aligned {base}",
+        f"part of another model was mixed in; {_ALIGNED}",
     ),
     "pruning": ("", "none: what is gone are entries, not refusals; evaluate the model before it is released"),
     "quantised round trip": ("", "none: rounding noise can weaken refusals, but has nothing to undo; evaluate it as it is"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -58,11 +59,14 @@ def inspect(
     the refusal direction of every layer, and with --base how far it and the hidden states moved.
     """
     if activations:
+        lost = next((name for name, value in compared.items() if value and name != "base"), None)
+        if lost is not None:
+            raise click.UsageError(f"--{lost} does not go with --activations; ask for them one after the other")
         with screen.progress() as progress:
             seen = api.activations(model, *activations, base=compared["base"], offline=offline, progress=progress)
         screen_compare.show_activations(seen, form)
         return
-    if any(compared.values()):
+    if any(compared.values()) or ("+" in model and not os.path.lexists(model)):  # an adapter over its own base
         with screen.progress() as progress:
             change = api.compare(model, **compared, offline=offline, progress=progress)
         screen_compare.show_comparison(change, form, tensors)
