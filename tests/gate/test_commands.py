@@ -193,6 +193,8 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...], int, str]] = {
     "a report of NaN": (lambda r: (r / "report.json").write_text('{"format": NaN}'), (), 3, "NaN is not JSON"),
     "an output that exists": (lambda r: (r / "v").write_text("x"), ("-o", "v"), 4, "exists"),
     "an output in the model": (lambda r: None, ("-o", "model/v.json"), 2, "lies in the input"),
+    "an output over its own report": (lambda r: None, ("-o", "report.json", "--force"), 2, "is the input"),
+    "an output over its own policy": (lambda r: None, ("-o", "policy.toml", "--force"), 2, "is the input"),
     "the same output twice": (lambda r: None, ("-o", "v", "-o", "v"), 2, "twice"),
     "no model": (lambda r: (r / "model" / "config.json").unlink(), (), 3, "config.json"),
 }

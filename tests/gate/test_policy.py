@@ -90,6 +90,10 @@ WRONG = {
     "no rows": (f"{LIMIT}min_n = 0", "at least 1"),
     "another role": (f'[data]\ntrain = "x"\n{LIMIT}', "unknown key 'train'"),
     "no digest": (f'[data_sha256]\nharmful = "abc"\n{LIMIT}', "sha256"),
+    "attacks without a limit": (
+        LIMIT + ATTACKS.replace("[attacks.limits.harmful_score]\nmax = 0.3", "[attacks.limits]"),
+        "attacks.limits: empty",
+    ),
     "a grid without an attack": (LIMIT + ATTACKS.replace('attack = ["lora-sft", "full-sft"]', ""), "no attack"),
     "an empty axis": (LIMIT + ATTACKS.replace("[60]", "[]"), "attacks.steps: empty"),
     "a poison ratio above all": (LIMIT + ATTACKS.replace("[0.1]", "[1.1]"), "out of range"),

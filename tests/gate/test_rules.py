@@ -81,6 +81,12 @@ def test_a_limit_may_wait_for_its_measurement(policy, report, measurement, bindi
     assert decided(judge(rules, report(good, measurement("utility_change", -0.05, -0.1, 0.0)), binding)) == "undecided"
 
 
+def test_limits_that_all_wait_are_no_pass(policy, report, measurement, binding) -> None:
+    rules = policy("[limits.utility_change]\nmin = -0.05\nwhen_measured = true\n")
+    reasons = judge(rules, report(measurement("harmful_score", 0.0, 0.0, 0.02)), binding)
+    assert decided(reasons) == "undecided" and status(reasons, "limits") == "undecided"
+
+
 def test_required_measurements(policy, report, measurement, binding) -> None:
     rules = policy(f'required = ["utility"]\n{LOWER}')
     good = measurement("harmful_score", 0.0, 0.0, 0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,11 +180,52 @@ def test_without_data_for_attacks_the_sets_are_split(small, inside, tmp_path: Pa
     assert any("--harmful were split" in note for note in result.report.notes)
 
 
+def test_what_controls_and_plugs_hang_on_is_part_of_their_cells(
+    small, inside, lab_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (lab_folder(0) / "data" / "safety.jsonl").read_text().splitlines(keepends=True)
+    safety = tmp_path / "safety.jsonl"
+    for count in (150, 150, 140):
+        safety.write_text("".join(rows[:count]))
+        small(controls=True, safety=safety, cell="control:scale")
+    assert inside == ["scale", "scale"]
+    plug = tmp_path / "own_attack.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "grid.toml").write_text('attack = ["own_attack:Scale"]\n')
+    for factor in ("0.5", "0.5", "0.25"):
+        plug.write_text(PLUG.replace("FACTOR", factor))
+        sys.modules.pop("own_attack", None)
+        small(attacks=tmp_path / "grid.toml", cell="attack=own_attack:Scale")
+    assert inside[2:] == ["own_attack:Scale", "own_attack:Scale"]
+
+
+PLUG = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Scale:
+    needs = ()
+
+    def run(self, bench):
+        name = next(iter(bench.linears))
+        bench.put(name, FACTOR * bench.weight(name))
+"""
+
+
+def test_a_cell_in_the_place_of_another_is_refused(small, inside, tmp_path: Path) -> None:
+    small()
+    cells = tmp_path / "report.json.cells"
+    shutil.copy(next(cells.glob("model-*")), next(cells.glob("before-*")))
+    with pytest.raises(InputError, match="it is the cell model"):
+        small(force=True)
+
+
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no harmful": ({"harmful": None}, UsageError, "--harmful is missing"),
     "a grid that is not there": ({"attacks": Path("nowhere.toml")}, InputError, "no such file; it should be a grid"),
     "attack rows among the evaluation": ({"attack_harmful": "harmful"}, DataError, "12 of 12 rows are also in"),
     "calibration rows among the evaluation": ({"disjoint_from": ["harmful"]}, DataError, "rows are also in"),
+    "controls calibrated on the evaluation": ({"controls": True, "safety": "harmful"}, DataError, "rows are also in"),
     "controls of nothing": ({"before": "reference", "controls": True}, MismatchError, "no update to control for"),
     "an answer longer than the context": ({"max_new_tokens": 9999}, DataError, "more than the model's context"),
 }
@@ -193,12 +235,14 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 def test_bad_input(case: str, small, inside, lab_folder, tmp_path: Path) -> None:
     told, kind, said = WRONG[case]
     told = {**told}
-    if case in ("attack rows among the evaluation", "calibration rows among the evaluation"):
+    if "evaluation" in case:
         place = str(lab_folder(0) / "data" / "evaluation_harmful.jsonl")
         (tmp_path / "grid.toml").write_text('attack = ["lora-sft"]\n')
-        told = {key: place if value == "harmful" else [place] for key, value in told.items()} | {
-            "attacks": tmp_path / "grid.toml"
+        told = {
+            key: {"harmful": place}.get(str(value), [place] if isinstance(value, list) else value)
+            for key, value in told.items()
         }
+        told |= {"attacks": tmp_path / "grid.toml"}
     if told.get("before") == "reference":
         told["before"] = Lab(0).aligned()
     with pytest.raises(kind, match=said) as raised:

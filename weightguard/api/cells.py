@@ -63,7 +63,7 @@ class Store:
         """Of a finished cell from its file, else of a run now. Errors: those of attack, repair and evaluate; InputError."""
         if not self.is_done(cell):
             self._run(cell, progress)
-        return self._read(self.folder / cell.file)
+        return self._read(self.folder / cell.file, cell.id)
 
     def _run(self, cell: Cell, progress: Progress) -> None:
         scratch = self.folder / f".{cell.file}.scratch"
@@ -78,10 +78,12 @@ class Store:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _read(self, path: Path) -> Result:
+    def _read(self, path: Path, wanted: str) -> Result:
         try:
             data: Any = strict_json.parse(path.read_bytes(), path.name)
             check_seal(data, path.name)
+            if data["id"] != wanted:
+                raise InputError(f"it is the cell {data['id']}")
             report = Report.from_dict(data["report"], path.name)
             return Result(report, tuple(Measurement(**said) for said in data["reference"]))
         except (InputError, KeyError, TypeError) as error:

@@ -45,6 +45,7 @@ def run_gate(asked: Gate, running: Running, offline: bool, progress: Progress) -
     reference = None if asked.reference is None else open_subject(asked.reference, offline=offline, search=False)
     for out in asked.outs:
         check_apart(Path(out), [p for s in (subject, reference) if s is not None for p in s.inputs])
+        check_apart(Path(out), [Path(each) for each in (*asked.reports, asked.policy) if each is not None])
     binding, report = _bound(asked, policy, report, subject, reference, running, offline, progress)
     home = next((out for out, form in forms.items() if form == "json"), None)
     named = PolicyFile(policy.name, _way(asked.policy, home), policy.sha256)

@@ -13,7 +13,7 @@ from weightguard.api.cells import Cell, Result, Store
 from weightguard.api.collect import Running
 from weightguard.api.evaluating import Asking, identified
 from weightguard.api.subject import Subject, open_subject
-from weightguard.attacks import attack_class
+from weightguard.attacks import attack_class, source_digest
 from weightguard.checkpoint.writer import check_apart, check_free, write_file
 from weightguard.errors import InputError, UsageError
 from weightguard.measurement import MODEL, ROLES, Measurement, Report
@@ -80,6 +80,7 @@ class Plan:
     sets: Mapping[str, str] = field(default_factory=dict)
     attack_sets: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, Any] = field(default_factory=dict)
+    safety: str | None = None  # sha256 of the rows on which controls find their strength
     notes: list[str] = field(default_factory=list)
 
 
@@ -176,7 +177,9 @@ def _share_out(plan: Plan, attacks: Sequence[Attack], work: Path) -> None:
         )
     attacked = {role: read_rows(ref) for role, ref in plan.attack_sets.items()}
     evaluated = {role: read_rows(ref) for role, ref in plan.sets.items()}
-    _check_disjoint(evaluated, list(attacked.values()))
+    safety = [] if asked.safety is None else [read_rows(asked.safety)]
+    _check_disjoint(evaluated, [*attacked.values(), *safety])
+    plan.safety = safety[0].sha256 if safety else None
     plan.digests = {"sets": _digests(evaluated), "attack_sets": _digests(attacked),
                     "disjoint_from": [read_rows(each).sha256 for each in asked.disjoint_from]}  # fmt: skip
 
@@ -224,6 +227,8 @@ def _digests(sets: Mapping[str, Dataset]) -> dict[str, str]:
 
 def _cells(plan: Plan, asking: Asking, running: Running, offline: bool, progress: Progress) -> Iterator[Cell]:
     """Every measurement of the validation, the plain ones first."""
+    from weightguard.rewrite.manifest import versions
+
     asked = plan.asked
     told = {key: value for key, value in vars(asking).items() if key != "cipher"}
     settings = {"device": running.device, "dtype": running.dtype, "threads": running.thread_count,
@@ -233,9 +238,12 @@ def _cells(plan: Plan, asking: Asking, running: Running, offline: bool, progress
 
     def cell(name: str, side: str, **more: Any) -> Cell:
         job = {**common, "model": getattr(asked, side), **more}
-        how = {key: job[key] for key in ("judges", "asking", "running")} | {
-            key: _plain(more.get(key)) for key in ("control", "attack")
-        }
+        how = {key: job[key] for key in ("judges", "asking", "running")}
+        how |= {key: _plain(more.get(key)) for key in ("control", "attack")} | {"version": versions()["weightguard"]}
+        if more.get("control"):
+            how["safety"] = plan.safety
+        if ":" in (more.get("attack") or {}).get("attack", ""):
+            how["plug"] = source_digest(more["attack"]["attack"])
         return Cell(
             name,
             job,

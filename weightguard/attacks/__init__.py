@@ -10,7 +10,10 @@ afterwards is what is written.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from weightguard.errors import UsageError
@@ -45,3 +48,9 @@ def attack_class(name: str) -> Any:
             f"--attack {name}: is no dataclass with run(bench); weightguard/attacks/__init__.py says what one is"
         )
     return found
+
+
+def source_digest(name: str) -> str:
+    """sha256 of the file that holds an attack of one's own: a changed attack is another one. "" where there is no file."""
+    found = inspect.getsourcefile(attack_class(name))
+    return "" if found is None else hashlib.sha256(Path(found).read_bytes()).hexdigest()

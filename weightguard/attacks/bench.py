@@ -44,7 +44,10 @@ class Bench:
 
     def encode(self, data: Dataset) -> tuple[Encoded, ...]:
         """Token ids of the rows; only their responses are learnt."""
-        return encode(data, self.tokenizer, tokens="response", max_length=self.max_length).rows
+        found = encode(data, self.tokenizer, tokens="response", max_length=self.max_length)
+        if found.truncated:
+            self.notes.append(f"{found.truncated} rows of {found.source} are cut at {self.max_length} tokens")
+        return found.rows
 
     def adapt(self, rank: int, seed: int) -> None:
         """Train a LoRA adapter of this rank over every linear of the decoder, or with rank 0 every weight."""

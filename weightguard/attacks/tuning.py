@@ -91,7 +91,7 @@ def mixed(harmful: Dataset, benign: Dataset | None, ratio: str, seed: int) -> Da
     poison = _drawn(harmful.rows, count, f"{seed}/poison")
     kept = _drawn(benign.rows, len(benign.rows) - count, f"{seed}/benign")
     rows = [replace(row, number=at) for at, row in enumerate((*kept, *poison), 1)]
-    notes = (f"{count} of {len(rows)} rows are harmful ({len(harmful.rows)} different ones)",)
+    notes = (f"{count} of {len(rows)} rows are harmful, drawn from {len(harmful.rows)}",)
     return replace(benign, rows=tuple(rows), source=f"{benign.source}+{harmful.source}", skipped=0, notes=notes)
 
 

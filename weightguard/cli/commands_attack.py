@@ -51,7 +51,8 @@ def attack(form: str, **values: Any) -> None:
     "--loss-limit", type=float, default=0.05, show_default=True, help="The most that utility or task may fall."
 )
 @click.option(
-    "--cell", help="Run this cell only, an id such as before, control:scale or attack=lora-sft,steps=60,seed=0."
+    "--cell",
+    help="Run this cell only: model, before, control:scale ..., or the whole id of an attack; a wrong id lists some.",
 )
 @click.option("--work", help="Where finished cells are kept [default: REPORT.cells].")
 @options.judging

@@ -41,8 +41,8 @@ Scale = Callable[[float], float]
 
 
 def form_of(out: str) -> str:
-    """json, svg or html, by suffix. Error: UsageError for any other."""
-    suffix = Path(out).suffix.casefold()
+    """json, svg or html, by suffix; without one json. Error: UsageError for any other."""
+    suffix = Path(out).suffix.casefold() or ".json"
     if suffix not in _SUFFIXES:
         raise UsageError(f"-o {out}: the landscape is written as .json, .svg or .html")
     return _SUFFIXES[suffix]

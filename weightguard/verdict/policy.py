@@ -97,6 +97,8 @@ class Policy:
         _known(required, f"{what}.required")
         _check_values(data, what)
         attacks = data.get("attacks")
+        if attacks is not None and not attacks["limits"]:
+            raise InputError(f"{what}.attacks.limits: empty; attacks without a limit would all pass")
         return Policy(
             data["name"], raw, _limits(data["limits"], f"{what}.limits", raw, "limits"), required,
             tuple(data.get("judges", ())), tuple(data.get("seeds", ())), data.get("data"), data.get("data_sha256"),

@@ -29,7 +29,10 @@ def judge(policy: Policy, report: Report | None, binding: Binding) -> tuple[Reas
     reasons += [_same_data(policy, report, role) for role in policy.data_sha256 or {}]
     reasons += [_has_judge(report, spec) for spec in policy.judges]
     reasons += [*_seeds(policy, report), *_asked(policy, report)]
-    reasons += [_limited(limit, report, MODEL, "limits") for limit in policy.limits if _applies(limit, report)]
+    applied = [_limited(limit, report, MODEL, "limits") for limit in policy.limits if _applies(limit, report)]
+    if not applied and not policy.attack_limits:
+        applied = [Reason("limits", UNDECIDED, "no limit applied: nothing that the policy limits was measured")]
+    reasons += applied
     reasons += [_required(name, report) for name in policy.required]
     return (*reasons, *_attacked(policy, report))
 
