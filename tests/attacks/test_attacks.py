@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 import weightguard as wg
 from weightguard.attacks import ATTACKS, attack_class
 from weightguard.errors import DataError, MismatchError, OutputError, UnsupportedError, UsageError
-from weightguard.verdict.grid import GRID, LACKS
+from weightguard.verdict.grid import GRID, LACKS, NAMES
 
 Build = Callable[..., Path]
 TRAINED = ("lora-sft", "full-sft", "benign-sft", "identity-shift", "multilingual", "covert-cipher", "reverse-preference",
@@ -56,6 +56,10 @@ def test_the_output_loads_and_is_the_same_twice(name: str, checkpoint: Build, ro
     assert "Attacked with weightguard" in (tmp_path / "one" / "README.md").read_text()
     assert made[0].manifest.data["options"]["attack"] == name and str(tmp_path) not in str(made[0].manifest.data)
     assert wg.verify(tmp_path / "one")
+
+
+def test_a_policy_knows_every_attack() -> None:
+    assert set(NAMES) == set(ATTACKS)
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -253,7 +253,6 @@ def test_bad_input(case: str, small, inside, lab_folder, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("grid", "said"),
     [
-        ('attack = ["sft"]', "attacks are lora-sft"),
         ('attack = ["lora-sft"]\nlora_r = [0]', "full-sft"),
         ('attack = ["a.b:C"]', "cannot be imported"),
         ('attack = ["lora-sft"]\nlearning_rate = [2e9]', "--lr"),

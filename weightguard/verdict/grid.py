@@ -17,6 +17,11 @@ GRID: dict[str, Any] = {
 }  # fmt: skip
 REQUIRED = {"attack": GRID["attack"]}
 OPTIONAL = {name: form for name, form in GRID.items() if name != "attack"} | {"bound_min_retention": float}
+# The names of weightguard.attacks, which this module may not import; package.module:Class is one of the user's own.
+NAMES = (
+    "lora-sft", "full-sft", "benign-sft", "identity-shift", "multilingual", "covert-cipher", "reverse-preference",
+    "bi-directional-anchor", "abliteration", "rank-one-edit", "quantize-round-trip",
+)  # fmt: skip
 # Axes that an attack of weightguard's own does not have: its cells do not multiply by them.
 _EDIT = frozenset(GRID) - {"attack"}
 LACKS = {
@@ -94,6 +99,9 @@ class Grid:
             if bad is not None:
                 raise InputError(f"{where}.{name}: {bad!r} is out of range")
             count *= len(values)
+        unknown = next((name for name in axes["attack"] if ":" not in name and name not in NAMES), None)
+        if unknown is not None:
+            raise InputError(f"{where}.attack: no attack {unknown[:60]!r}; attacks are {', '.join(NAMES)}")
         if count > _MOST_CELLS:
             raise InputError(f"{where}: {count} cells, more than the {_MOST_CELLS} that a grid may have")
         retention = data.get("bound_min_retention")

@@ -40,5 +40,5 @@ def _refused(rulings: Sequence[Ruling]) -> list[bool | None]:
 
 
 def _rows(name: str, values: Sequence[bool | None], answered: Answered, judge: Judge) -> Rows:
-    missing = "no answer was coherent" if name.endswith("_coherent") else "the judge could rule on no row"
+    missing = "the judge could rule on no row" if values else "no answer was coherent"
     return Rows(name, values, answered.dataset.sha256, judge.id, judge.revision, missing=missing)
