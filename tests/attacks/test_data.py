@@ -56,6 +56,10 @@ def test_the_preference_loss_is_the_published_one(bench: Benches) -> None:
     rows = given.encode(given.sets["harmful"])
     pairs = with_margins(given.model, [Pair(a, b) for a, b in zip(rows, rows[::-1], strict=True)])
     twin = given.model.double()
+    known = dict(zip(map(id, rows), answer_log_probabilities(twin, rows).tolist(), strict=True))
+    for pair in pairs:
+        assert pair.margin == pytest.approx(known[id(pair.chosen)] - known[id(pair.rejected)], abs=1e-4)
+    assert len({round(pair.margin, 3) for pair in pairs}) > 1
     for row, found in zip(rows, answer_log_probabilities(twin, rows), strict=True):
         with torch.no_grad():
             spread = twin(input_ids=torch.tensor(row.ids)[None]).logits[0].log_softmax(-1)
