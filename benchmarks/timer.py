@@ -125,11 +125,11 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def print_rows(rows: Iterable[Mapping[str, object]], *, judged: bool = True) -> None:
+def print_rows(rows: Iterable[Mapping[str, object]], *, judged: bool = True, clock: str = "CPU") -> None:
     """One JSON line a row, then the same as a table."""
     rows = list(rows)
     print_lines(rows)
-    print_table(rows, judged=judged)
+    print_table(rows, judged=judged, clock=clock)
 
 
 def print_lines(rows: Iterable[Mapping[str, object]]) -> None:
@@ -137,9 +137,9 @@ def print_lines(rows: Iterable[Mapping[str, object]]) -> None:
         print(json.dumps(row), flush=True)
 
 
-def print_table(rows: Iterable[Mapping[str, object]], *, judged: bool = True) -> None:
+def print_table(rows: Iterable[Mapping[str, object]], *, judged: bool = True, clock: str = "CPU") -> None:
     """A row: see `row`. Limits are for full sizes: judged or not."""
-    print(f"\n| {'work':36} | {'kernels':9} | {'CPU ms':>8} | {'ratio':>7} | {'limit':>9} | {'met':3} | against")
+    print(f"\n| {'work':36} | {'kernels':9} | {clock + ' ms':>8} | {'ratio':>7} | {'limit':>9} | {'met':3} | against")
     for row in rows:
         limit = "" if row["limit"] is None else f"{'>=' if row.get('least') else '<='} {row['limit']:.2f}"
         print(f"| {row['work']:36} | {row['kernels']:9} | {row['ms']:8.2f} | {row['ratio']:7.2f} | {limit:>9} "

@@ -56,7 +56,7 @@ def select_apply(
     if native.takes(weights, aligned):
         return native.select_apply(weights, choice, aligned, measure)
     plain = choice.group == "row" and choice.spare_norms is None and not measure
-    if plain and device.takes(weights, aligned):
+    if plain and device.takes(weights, aligned) and device.width_for(weights, aligned):
         return device.select_rows(weights, choice, aligned)
     return reference.select_apply(weights, choice, aligned, measure)
 

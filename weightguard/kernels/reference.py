@@ -32,7 +32,7 @@ def score_keys(values: torch.Tensor, norms: torch.Tensor | None) -> torch.Tensor
     """Keys of a tile (rows, in): |values| in float32, times norms (in,) float32 where given. int32, never negative."""
     score = values.float().abs()
     if norms is not None:
-        score.mul_(norms)  # in its place: fresh memory costs more than the product
+        score.mul_(norms.to(score.device))  # in its place: fresh memory costs more than the product
     return score.contiguous().view(torch.int32)
 
 
