@@ -3,7 +3,7 @@
 // Compiled for one TYPE, and for rows that are ALIGNED to vectors or not.
 #include "values.cuh"
 
-constexpr int WARPS = 8, EACH = Vector<TYPE>::EACH, WIDTH = 32 * EACH, AHEAD = 8;
+constexpr int WARPS = 8, EACH = Vector<TYPE>::EACH, WIDTH = 32 * EACH, AHEAD = 4;
 
 // parts (gridDim.y, columns) holds each block's sums, arrived (gridDim.x,) zeros; total (columns,) is the result.
 extern "C" __global__ void __launch_bounds__(WARPS * 32)

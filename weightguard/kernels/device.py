@@ -28,6 +28,7 @@ LISTS, ASKED_FOR = (
     48 * 1024,
 )  # bytes of shared memory: of a selection beside its rows; from where on it is asked for
 SUM_WARPS, PAIR_THREADS, PAIR_FIGURES = 8, 256, 7  # as in the sources
+SUM_BLOCKS = 4  # on a multiprocessor, of column sums
 OPTIONS = ("-std=c++17", "--fmad=false")  # sums must round as torch's do
 Constants = tuple[tuple[str, object], ...]
 
@@ -113,7 +114,9 @@ def square_sums(rows: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
     """See ops.square_sums; float64 (in,) on the device."""
     count, columns = rows.shape
     groups = -(-columns * rows.element_size() // (WARP * VECTOR))
-    shares = max(1, min(-(-2 * _properties(rows.device).multi_processor_count // groups), -(-count // SUM_WARPS)))
+    shares = max(
+        1, min(-(-SUM_BLOCKS * _properties(rows.device).multi_processor_count // groups), -(-count // SUM_WARPS))
+    )
     parts = torch.empty(shares, columns, dtype=torch.float64, device=rows.device)
     arrived = torch.zeros(groups, dtype=torch.int32, device=rows.device)
     total = torch.empty(columns, dtype=torch.float64, device=rows.device)
