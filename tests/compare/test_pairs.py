@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from weightguard import api
@@ -125,8 +126,11 @@ def test_a_larger_vocabulary_is_compared_over_the_rows_both_have(checkpoint: Bui
     left = {c.name: c.rows_left_out for c in found.changes if c.rows_left_out}
     assert left == {"model.embed_tokens.weight": 64, "lm_head.weight": 64}
     assert not any(c.changed for c in found.changes)
-    assert any("another vocabulary" in note for note in found.notes)
-    assert found.verdict.kind == "unknown"
+    assert "lm_head.weight: 128 rows against 64 (another vocabulary); the first 64 were compared" in found.notes
+    assert found.matching.relation == "other vocabulary"
+    assert found.as_dict()["not_compared"]["rows"] == left
+    assert found.verdict.kind == "identical in what was compared"
+    assert found.verdict.evidence[1] == "not compared: rows of 2 (another vocabulary)"
 
 
 def test_another_architecture_is_told_apart(checkpoint: Build) -> None:
@@ -148,7 +152,67 @@ def test_a_tensor_with_nan_is_left_out_and_said(checkpoint: Build, tmp_path: Pat
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     found = api.compare(str(broken), str(checkpoint("llama")))
     assert found.problems == ("tensor 'model.layers.0.mlp.up_proj.weight' holds NaN or infinity; it was left out",)
+    assert found.as_dict()["not_compared"]["not_finite"] == ["model.layers.0.mlp.up_proj.weight"]
+    assert (found.verdict.kind, found.verdict.confidence) == ("identical in what was compared", 1.0)
+    assert found.verdict.evidence[0].startswith("all 20 tensors that could be compared, ")
+    assert found.verdict.evidence[1] == "not compared: 1 with NaN or infinity"
+
+
+def stored(checkpoint: Build, tmp_path: Path, change: Callable[[dict], dict], **config: int) -> str:
+    """A copy of the llama with other tensors in its file and other values in its config."""
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint("llama"), other)
+    save_file(change(load_file(other / "model.safetensors")), other / "model.safetensors", metadata={"format": "pt"})
+    said = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(said | config))
+    return str(other)
+
+
+def packed(tensors: dict) -> dict:
+    """Linears as packed integers beside their scales."""
+    kept = {name: t for name, t in tensors.items() if "_proj" not in name}
+    for name in tensors.keys() - kept.keys():
+        kept[name.replace(".weight", ".qweight")] = torch.zeros(2, 8, dtype=torch.int32)
+        kept[name.replace(".weight", ".scales")] = torch.ones(1, 8)
+    return kept
+
+
+def shallower(tensors: dict) -> dict:
+    return {name: t for name, t in tensors.items() if ".layers.1." not in name}
+
+
+def eight_bits(tensors: dict) -> dict:
+    return {name: t.to(torch.float8_e4m3fn) if "_proj" in name else t for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize(("change", "relation", "compared"), [(packed, "other storage", 7), (eight_bits, "other storage", 7),
+                                                              (shallower, "other depth", 12)])  # fmt: skip
+def test_what_can_be_compared_is_told_from_what_cannot(
+    checkpoint: Build, tmp_path: Path, change: Callable[[dict], dict], relation: str, compared: int
+) -> None:
+    other = stored(checkpoint, tmp_path, change, **({"num_hidden_layers": 1} if change is shallower else {}))
+    found = api.compare(other, str(checkpoint("llama")))
+    assert found.matching.relation == relation
+    assert len(found.changes) == compared
+    assert found.verdict.kind == "identical in what was compared"
+    lost = found.as_dict()["not_compared"]
+    assert {reason: len(names) for reason, names in lost.items() if names} == {
+        packed: {"only_model": 28, "only_base": 14}, eight_bits: {"unread": 14}, shallower: {"only_base": 9}
+    }[change]  # fmt: skip
+
+
+def test_one_huge_number_is_no_kind_of_change(checkpoint: Build, tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+
+    def broken(tensors: dict) -> dict:
+        tensors[name][1, 2] = 1e38
+        return tensors
+
+    found = api.compare(stored(checkpoint, tmp_path, broken), str(checkpoint("llama")), spectra=True)
     assert found.verdict.kind == "unknown"
+    assert "1 of 21 tensors changed (up)" in found.verdict.evidence[0]
+    assert found.spectra[name].values[0] == pytest.approx(1e38)
+    assert (found.spectra[name].rank, found.spectra[name].over_noise) == (1, pytest.approx(1))
 
 
 def test_the_alignment_map_against_dense_algebra(checkpoint: Build) -> None:
@@ -170,7 +234,7 @@ def test_the_alignment_map_against_dense_algebra(checkpoint: Build) -> None:
 def test_json_has_a_schema_and_holds_every_tensor(checkpoint: Build) -> None:
     model, base = (str(checkpoint("llama", kind=kind)) for kind in ("tuned", "aligned"))
     said = json.loads(json.dumps(api.compare(model, base).as_dict()))
-    assert (said["schema"], said["version"]) == ("weightguard-comparison", 1)
+    assert (said["schema"], said["version"]) == ("weightguard-comparison", 2)
     assert len(said["tensors"]) == 21
     assert said == json.loads(json.dumps(api.compare(model, base).as_dict()))
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from weightguard.comparison.verdict import Verdict
 
 SCHEMA = "weightguard-comparison"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Comparison:
     """MODEL against BASE. `changes`: every tensor that could be compared. problems: tensors with NaN or infinity.
 
     spectra: of changed linears, by name, where asked for. relevance: the alignment map, with --aligned and --unaligned.
-    adapted: MODEL is an adapter, or has one over it.
+    adapted: MODEL is an adapter, or has one over it. gaps: names of what could not be compared, by reason.
     """
 
     model: str
@@ -47,6 +47,7 @@ class Comparison:
     aligned: str | None = None
     unaligned: str | None = None
     adapted: bool = False
+    gaps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def heat(self) -> Heat:
@@ -74,16 +75,18 @@ class Comparison:
         return {layer: [r for n, r in self.relevance.items() if layers[n] == layer] for layer in sorted_layers(self)}
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form, schema `weightguard-comparison`, version 1."""
+        """The JSON form; comparison.schema.json describes it."""
         from weightguard.comparison.safety import total
 
         whole = total(self.relevance.values()).as_dict() if self.relevance else None
         layers = {str(layer): total(parts).as_dict() for layer, parts in self._relevance_by_layer().items()}
-        kept = ("reshaped", "unread", "only_model", "only_base")
         return {
             "schema": SCHEMA, "version": VERSION, "model": self.model, "base": self.base, "aligned": self.aligned,
             "unaligned": self.unaligned, "relation": self.matching.relation,
-            "not_compared": {key: list(getattr(self.matching, key)) for key in kept},
+            "not_compared": {
+                **{reason: list(names) for reason, names in self.gaps.items()},
+                "rows": {c.name: c.rows_left_out for c in self.changes if c.rows_left_out},
+            },
             "verdict": dataclasses.asdict(self.verdict), "repair": list(self.suggestion), "notes": list(self.notes),
             "problems": list(self.problems), "tensors": [c.as_dict() for c in self.changes],
             "heat": [dataclasses.asdict(cell) for cell in self.heat.cells],
@@ -132,6 +135,7 @@ def run_compare(
     return Comparison(
         model.label, origin.label, case.matching, case.changes, verdict, (*notes, *_lost(case)), problems, seen,
         relevance, labels.get("aligned"), labels.get("unaligned"), model.adapter is not None,
+        case.gaps,
     )  # fmt: skip
 
 
@@ -143,8 +147,9 @@ def case_of(model: Side, base: Side, others: Mapping[str, Side], progress: Progr
 
     matching = match(model, base)
     found = list(walk(model, base, matching, progress))
-    odd = tuple(f"tensor {n!r} holds NaN or infinity; it was left out" for n in found if isinstance(n, str))
-    return Case(model, base, matching, tuple(c for c in found if not isinstance(c, str)), others), odd
+    odd = tuple(name for name in found if isinstance(name, str))
+    said = tuple(f"tensor {name!r} holds NaN or infinity; it was left out" for name in odd)
+    return Case(model, base, matching, tuple(c for c in found if not isinstance(c, str)), others, odd), said
 
 
 def _spectra(case: Case, progress: Progress) -> dict[str, Spectrum]:
@@ -164,10 +169,14 @@ def _relevance(case: Case, progress: Progress) -> dict[str, Relevance]:
 def _lost(case: Case) -> list[str]:
     """What could not be compared, in words."""
     grown = [c for c in case.changes if c.rows_left_out]
-    said = [f"{c.name}: {c.rows_left_out} rows are in one of them only (another vocabulary)" for c in grown]
+    sizes = [(side.shape(c.name)[0] for side in (case.model, case.base)) for c in grown]
+    said = [
+        f"{c.name}: {ours} rows against {theirs} (another vocabulary); the first {c.shape[0]} were compared"
+        for c, (ours, theirs) in zip(grown, sizes, strict=True)
+    ]
     for key, words in (("reshaped", "have other shapes"), ("unread", "are stored as packed or 8 bit numbers"),
                        ("only_model", "are in the model only"), ("only_base", "are in the base only")):  # fmt: skip
-        names = getattr(case.matching, key)
+        names = case.gaps[key]
         said += [f"{len(names)} tensors {words} (first: {names[0]})"] if names else []
     return said
 

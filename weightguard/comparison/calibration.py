@@ -9,7 +9,7 @@ that told right from wrong. Verdicts that follow from equality of values are cer
 
 from __future__ import annotations
 
-CERTAIN = ("identical", "re-sharded or re-typed only")
+CERTAIN = ("identical", "re-sharded or re-typed only")  # and the same in what was compared
 NEAR = 0.3  # an "unknown" nearer to a kind than this may well be that kind
 # Verdict -> (right, given).
 COUNTS = {
@@ -29,7 +29,7 @@ COUNTS = {
 
 def confidence(kind: str, margin: float) -> float:
     """The confidence of a verdict; `margin`: of its weakest check, for "unknown" of the nearest kind's failure."""
-    if kind in CERTAIN:
+    if kind.startswith(CERTAIN):
         return 1.0
     key = f"{kind}, {'near' if margin < NEAR else 'far'}" if kind == "unknown" else kind
     right, given = COUNTS[key]
