@@ -14,6 +14,7 @@ from weightguard.cli.screen import _json, _shown, table
 if TYPE_CHECKING:
     from weightguard.api.activating import Activations
     from weightguard.api.comparing import Cell, Comparison
+    from weightguard.api.suggesting import Suggestion
 
 TOP = 10
 LAYERS = 40  # lines of a heat map; of deeper models neighbouring layers share one
@@ -46,11 +47,27 @@ def _show_verdict(found: Comparison) -> None:
             _wrapped(f"{key.replace('_', ' ')}: {_said(value)}", "    ", "      ")
     for said in verdict.evidence:
         _wrapped(said, "  - ", "    ")
-    *command, why = found.suggestion or ("",)
-    for line in command:
+    *commands, why = found.suggestion or ("",)
+    _show_commands(commands, why)
+
+
+def _show_commands(commands: Sequence[str], why: str) -> None:
+    for line in commands:
         click.echo(f"repair: {_shown(line)}")  # in one piece, to be copied
     if why:
-        _wrapped(why, "    " if command else "repair: ", "    ")
+        _wrapped(why, "    " if commands else "repair: ", "    ")
+
+
+def show_suggestion(found: Suggestion, form: str) -> None:
+    """What was done, and the commands on lines of their own."""
+    if form == "json":
+        _json(found.as_dict())
+        return
+    kind = f"{found.verdict.kind} (confidence {found.verdict.confidence:.2f})"
+    _wrapped(f"{found.model} since {found.aligned}: {kind}", "", "    ")
+    _wrapped(f"suggested: {found.why}", "", "    ")
+    for line in found.commands:
+        click.echo(_shown(line))
 
 
 def _wrapped(said: str, first: str, later: str) -> None:
