@@ -235,8 +235,8 @@ def test_a_merged_adapter_is_taken_out_and_one_that_lies_apart_is_repaired() -> 
     fields = {f.name: None for f in dataclasses.fields(Verdict)}
     verdict = Verdict(**{**fields, "kind": "LoRA merge", "details": {"rank": 8}})
     merged, apart = suggested(verdict, "my model", "base"), suggested(verdict, "adapter", "base", adapted=True)
-    assert merged[0] == "weightguard repair 'my model' --method truncate --rank 8 --aligned base -o OUT"
-    assert (
-        "--target factor" in merged[1]
-        and apart[0] == "weightguard repair adapter --method antidote --target factor -o OUT"
+    assert merged[:2] == (
+        "weightguard repair 'my model' --method truncate --rank 8 --aligned base -o OUT-adapter",
+        "weightguard repair OUT-adapter --method antidote --target factor --aligned base -o OUT",
     )
+    assert apart[0] == "weightguard repair adapter --method antidote --target factor -o OUT"

@@ -16,6 +16,7 @@ from weightguard.errors import InputError, SystemFailure, UsageError
 if TYPE_CHECKING:
     from weightguard.api.inspecting import Progress
     from weightguard.comparison.case import Case
+    from weightguard.comparison.entries import Entries
     from weightguard.comparison.heat import Cell, Heat  # noqa: F401
     from weightguard.comparison.pairs import Matching, TensorChange
     from weightguard.comparison.safety import Relevance
@@ -55,6 +56,13 @@ class Comparison:
         from weightguard.comparison.heat import heat_of
 
         return heat_of(self.changes)
+
+    @property
+    def entries(self) -> Entries | None:
+        """Histogram of the entries of all updates; None where no matrix changed."""
+        from weightguard.comparison.entries import entries_of
+
+        return entries_of(self.changes)
 
     @property
     def suggestion(self) -> tuple[str, ...]:
@@ -142,7 +150,6 @@ def run_compare(
 def case_of(model: Side, base: Side, others: Mapping[str, Side], progress: Progress) -> tuple[Case, tuple[str, ...]]:
     """(the walk over both sides, what was wrong with tensors)."""
     from weightguard.comparison.case import Case
-    from weightguard.comparison.heat import Cell, Heat  # noqa: F401
     from weightguard.comparison.pairs import match, walk
 
     matching = match(model, base)
@@ -247,4 +254,4 @@ def write_page(found: Comparison, path: Path, *, force: bool) -> None:
     from weightguard.checkpoint.writer import write_file
     from weightguard.comparison.page import page
 
-    write_file(path, page(found.as_dict(), found.changes).encode(), force=force)
+    write_file(path, page(found.as_dict(), found.entries).encode(), force=force)

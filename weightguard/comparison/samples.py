@@ -13,15 +13,13 @@ ROWS = 16
 COLUMNS = 1024
 CASTS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PATTERNS = ((2, 4), (1, 4), (4, 8), (2, 8))  # n of every m entries along the input are kept
-BINS = 41
 
 
 @dataclass(frozen=True)
 class Sample:
     """What the first rows hold. zero_share: zero entries. pattern: "n:m"
     where every m entries along the input hold at least m − n zeros. zero_rows, zero_columns: shares of the sample that
-    became all zero. row_parallel: mean |cos| of rows of D to rows of W_base, column_parallel likewise. histogram: shares
-    of d/rms(d) in 41 bins over −5..5.
+    became all zero. row_parallel: mean |cos| of rows of D to rows of W_base, column_parallel likewise.
     """
 
     zero_share: float
@@ -30,7 +28,6 @@ class Sample:
     zero_columns: float
     row_parallel: float
     column_parallel: float
-    histogram: tuple[float, ...]
 
 
 def still_cast(casts: tuple[str, ...], ours: torch.Tensor, stored: torch.Tensor) -> tuple[str, ...]:
@@ -67,7 +64,7 @@ def sampled(a: torch.Tensor, b: torch.Tensor) -> Sample:
         float((a == 0).double().mean()), _pattern(a),
         float(((a == 0).all(1) & (b != 0).any(1)).double().mean()),
         float(((a == 0).all(0) & (b != 0).any(0)).double().mean()),
-        _parallel(d, b, 1), _parallel(d, b, 0), _histogram(d),
+        _parallel(d, b, 1), _parallel(d, b, 0),
     )  # fmt: skip
 
 
@@ -88,9 +85,3 @@ def _parallel(d: torch.Tensor, b: torch.Tensor, dim: int) -> float:
     sizes = ((d * d).sum(dim) * (b * b).sum(dim)).sqrt()
     some = sizes > 0
     return float(((d * b).sum(dim)[some].abs() / sizes[some]).mean()) if bool(some.any()) else 0.0
-
-
-def _histogram(d: torch.Tensor) -> tuple[float, ...]:
-    spread = d.square().mean().sqrt()
-    counts = torch.histc((d / spread).clamp(-5, 5), BINS, -5, 5) if spread > 0 else torch.zeros(BINS)
-    return tuple((counts / d.numel()).tolist())
