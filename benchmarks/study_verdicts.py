@@ -55,7 +55,7 @@ def cases(name: str) -> Iterator[Row]:
                 for at in range(count):
                     yield _case(name, kind, (800 + at) * 1000 + number, at, hidden, False)
     else:
-        first, count, last = {"plain": (700, 17, -1), "counted": (2000, 18, None), "hard": (3001, 12, None)}[name]
+        first, count, last = {"plain": (700, 17, -1), "counted": (2000, 12, None), "hard": (3001, 10, None)}[name]
         for number, kind in numbered[:last]:
             for at in range(count):
                 hard = name == "hard" or (name == "counted" and at % 4 != 0)

@@ -92,6 +92,36 @@ def test_bad_input_is_one_line(place: Any) -> None:
     assert (code, said) == (4, ["weightguard: tuned: exists; give another name"])
 
 
+def test_a_reference_that_does_not_fit_is_one_line(place: Any) -> None:
+    shallow = {
+        name: t for name, t in load_file(place / "aligned" / "model.safetensors").items() if ".layers.1." not in name
+    }
+    place.model(
+        "other", lambda tensors: [tensors.update({n: t[:, :4].copy()}) for n, t in tensors.items() if t.ndim == 2]
+    )
+    for name, change in (("half", lambda t: [t.pop(n) for n in list(t) if n not in shallow]),
+                         ("nan", lambda t: t["model.layers.1.mlp.up_proj.weight"].fill(numpy.nan))):  # fmt: skip
+        place.model(name, change)
+
+    def seen(aligned: str, unaligned: str) -> tuple[int, str, list[str]]:
+        return place.run("inspect", "tuned", "--base", "aligned", "--aligned", aligned, "--unaligned", unaligned)
+
+    for role, given in (("unaligned", ("aligned", "other")), ("aligned", ("other", "aligned"))):
+        code, shown, said = seen(*given)
+        assert (code, shown, len(said)) == (3, "", 1)
+        assert f"--{role} other: has none of the 14 matrices of the decoder blocks in their shape" in said[0]
+    code, shown, _ = seen("aligned", "half")
+    assert code == 0
+    assert (
+        "! --unaligned lacks 7 of 14 matrices (first: model.layers.1.self_attn.q_proj.weight); they are left out"
+        in shown
+    )
+    for given in (("aligned", "nan"), ("nan", "aligned")):
+        code, shown, said = seen(*given)
+        assert (code, shown) == (3, "")
+        assert said == ["weightguard: tensor 'model.layers.1.mlp.up_proj.weight' of nan holds NaN or infinity"]
+
+
 def test_a_tensor_with_nan_is_said(place: Any) -> None:
     name = place.model("broken", lambda tensors: tensors["model.norm.weight"].fill(numpy.nan))
     code, shown, _ = place.run("inspect", name, "--base", "aligned")

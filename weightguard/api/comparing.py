@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightguard.checkpoint import Checkpoint, Resolved, bypassing, lora_pairs, open_checkpoint, resolve
 from weightguard.checkpoint.adapter import base_tensors
-from weightguard.errors import InputError, SystemFailure, UsageError
+from weightguard.errors import InputError, MismatchError, SystemFailure, UsageError
 
 if TYPE_CHECKING:
     from weightguard.api.inspecting import Progress
@@ -131,6 +131,7 @@ def run_compare(
         raise UsageError("--unaligned: the alignment direction is aligned minus unaligned; give --aligned too")
     model, origin, notes = _sides(reference, base or aligned, offline)
     others = {k: _reference(v, k, offline) for k, v in (("aligned", aligned), ("unaligned", unaligned)) if v}
+    notes += [note for role, side in others.items() for note in _fitting(origin, role, side)]
     if page is not None:
         parts = [part for side in (model, origin, *others.values()) for part in (side.files, side.adapter)]
         check_apart(page, [part.directory for part in parts if part is not None], "--html")
@@ -238,6 +239,21 @@ def _alone(resolved: Resolved) -> Resolved:
 
 def _same(one: Checkpoint, other: Checkpoint) -> bool:
     return os.path.samefile(one.directory, other.directory)
+
+
+def _fitting(base: Side, role: str, side: Side) -> list[str]:
+    """What --aligned or --unaligned lacks of the decoder's matrices. Error: MismatchError where it has none of them."""
+    lost = [name for name in base.linears if not side.holds(name, base.shape(name))]
+    if lost and len(lost) == len(base.linears):
+        raise MismatchError(
+            f"--{role} {side.label}: has none of the {len(lost)} matrices of the decoder blocks in their shape (first: "
+            f"{lost[0]}); give a model of the architecture of {base.label}"
+        )
+    return (
+        [f"--{role} lacks {len(lost)} of {len(base.linears)} matrices (first: {lost[0]}); they are left out"]
+        if lost
+        else []
+    )
 
 
 def _reference(reference: str, role: str, offline: bool) -> Side:

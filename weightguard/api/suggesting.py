@@ -18,6 +18,16 @@ _ADAPTER = (
     "{model} --method antidote --target factor -o {out}",
     "the adapter lies apart from its base: repair its factors and keep the base",
 )
+# By what abliteration took: the same lines as below, where no one direction is gone from all matrices, or an adapter took it.
+_OWN_DIRECTIONS = (
+    "{model} --method scale --target delta --strength 1 --scope {roles} --aligned {base} -o {out}",
+    "each matrix lost a direction of its own, and no method puts back those alone: this gives {roles} back as they are in "
+    "{base}, with whatever else was done to them since; {rest}",
+)
+_ADAPTED_AWAY = (
+    "none for MODEL and adapter together: if the adapter itself takes the direction out, leave it away; if MODEL lost it, "
+    "repair MODEL alone with --method undo-abliteration --base {base}, and put the adapter over the result",
+)
 # Kind -> (what follows `weightguard repair`, a line each, and why); without a line there is nothing to repair.
 _BY_KIND = {
     "abliteration": (
@@ -43,10 +53,15 @@ _BY_KIND = {
     "pruning": ("none: what is gone are entries, not refusals; evaluate the model before it is released",),
     "quantised round trip": ("none: rounding noise can weaken refusals, but has nothing to undo; evaluate it as it is",),
 }  # fmt: skip
+_IN_PART = (
+    "none: what could be compared is the aligned model's; `weightguard inspect MODEL --base ALIGNED` names the rest"
+)
 # What `repair --suggest` says where `inspect`, whose base need not be the aligned model, says nothing.
 _OTHERS = {
     "identical": ("none: the weights are those of the aligned model",),
     "re-sharded or re-typed only": ("none: the weights are those of the aligned model, stored otherwise",),
+    "identical in what was compared": (_IN_PART,),
+    "re-sharded or re-typed only in what was compared": (_IN_PART,),
     "noise": ("none: noise can weaken refusals, but has nothing to undo; evaluate the model as it is",),
     "unrelated model": ("none: this update is another model; name the model that MODEL came from with --aligned",),
     "unknown": (
@@ -62,16 +77,25 @@ def suggested(
     """The commands, if there are any, and the reason; nothing where the weights are the base's or nothing is known."""
     if verdict.kind not in _BY_KIND:
         return ()
-    return _filled(_ADAPTER if adapted else _BY_KIND[verdict.kind], verdict.details, model, base, out)
+    return _filled(_lines(verdict, adapted), verdict.details, model, base, out)
+
+
+def _lines(verdict: Verdict, adapted: bool) -> tuple[str, ...]:
+    if verdict.kind == "abliteration" and adapted:
+        return _ADAPTED_AWAY
+    if verdict.kind == "abliteration" and verdict.details.get("roles"):
+        return _OWN_DIRECTIONS
+    return _ADAPTER if adapted else _BY_KIND[verdict.kind]
 
 
 def _filled(lines: tuple[str, ...], details: dict[str, Any], model: str, base: str, out: str) -> tuple[str, ...]:
     *commands, why = lines
     places = {"model": model, "base": base, "out": out, "adapter": f"{out.rstrip('/')}-adapter"}
     quoted = {name: shlex.quote(place) for name, place in places.items()}
+    known = {"rank": details.get("rank"), "roles": ",".join(details.get("roles") or []), "rest": details.get("rest")}
     return (
-        *(f"weightguard repair {line.format(**quoted, rank=details.get('rank'))}" for line in commands),
-        why.format(base=base),
+        *(f"weightguard repair {line.format(**quoted, **known)}" for line in commands),
+        why.format(**places | known),
     )
 
 

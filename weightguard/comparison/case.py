@@ -138,9 +138,10 @@ class Case:
         return {label: self._mixed(other) for label, other in self.others.items()}
 
     def _mixed(self, other: Side) -> list[Mix]:
-        names = [c for c in self.changed if c.is_matrix and c.name in other.files.tensors]
-        fit = [c for c in names if other.shape(c.name) == c.shape and other.is_float(c.name)]
-        return [mix_of(c, self.model.rows(c.name), self.base.rows(c.name), other.rows(c.name)) for c in fit]
+        fit = [c for c in self.changed if c.is_matrix and other.holds(c.name, c.shape)]
+        return [
+            mix_of(c, self.model.rows(c.name), self.base.rows(c.name), other.rows(c.name), other.label) for c in fit
+        ]
 
 
 def rounding_share(change: TensorChange) -> float:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from weightguard.comparison.case import Case
-from weightguard.comparison.pairs import Progress, TensorChange
+from weightguard.comparison.pairs import Progress
+from weightguard.comparison.sides import Side
+from weightguard.errors import CheckpointError
 from weightguard.statistics.subspace import Direction, leading_left
 
 TOP = 6  # as many leading directions as LoX restores by default
@@ -87,18 +89,23 @@ def total(parts: Iterable[Relevance]) -> Relevance:
 def relevance_map(case: Case, progress: Progress) -> dict[str, Relevance]:
     """Every changed decoder linear that both references hold in its shape."""
     aligned, unaligned = case.others["aligned"], case.others["unaligned"]
-    names = [c for c in case.linears if all(_fits(side, c) for side in (aligned, unaligned))]
+    names = [c for c in case.linears if aligned.holds(c.name, c.shape) and unaligned.holds(c.name, c.shape)]
     found = {}
     for done, change in enumerate(names, 1):
         v = Direction(aligned.rows(change.name, held=True), unaligned.rows(change.name, held=True), change.shape)
+        if not math.isfinite(v.square()):
+            raise CheckpointError(
+                f"tensor {change.name!r} of {_odd(change.name, aligned, unaligned)} holds NaN or infinity"
+            )
         found[change.name] = _relevance(case.delta(change.name), v)
         progress("alignment", done, len(names))
     return found
 
 
-def _fits(side, change: TensorChange) -> bool:
-    name = change.name
-    return name in side.files.tensors and side.is_float(name) and side.shape(name) == change.shape
+def _odd(name: str, aligned: Side, unaligned: Side) -> str:
+    rows = aligned.shape(name)[0]
+    side = unaligned if bool(torch.isfinite(aligned.rows(name, held=True)(0, rows)).all()) else aligned
+    return side.label
 
 
 def _relevance(delta: Direction, v: Direction) -> Relevance:

@@ -40,6 +40,10 @@ class Side:
     def is_float(self, name: str) -> bool:
         return self.files.info(name).dtype in FLOATS
 
+    def holds(self, name: str, shape: tuple[int, int]) -> bool:
+        """Whether it has this tensor in this shape and as floats."""
+        return name in self.files.tensors and self.is_float(name) and self.shape(name) == shape
+
     def is_transposed(self, name: str) -> bool:
         return name in self.linears and self.linears[name].transposed
 
