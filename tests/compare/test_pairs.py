@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -13,7 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from weightguard import api
+from weightguard.checkpoint import Checkpoint, open_checkpoint, resolve
+from weightguard.comparison import pairs, sides
+from weightguard.comparison.sides import Side
 from weightguard.errors import UsageError
+from weightguard.statistics import subspace
 
 Build = Callable[..., Path]
 
@@ -64,8 +69,6 @@ def test_every_architecture_is_compared(checkpoint: Build, families: tuple[str, 
 
 
 def test_blocks_of_rows_add_up(checkpoint: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    from weightguard.comparison import pairs
-
     model, base = (str(checkpoint("llama", kind=kind)) for kind in ("tuned", "aligned"))
     whole = api.compare(model, base)
     monkeypatch.setattr(pairs, "BLOCK", 48)  # two or three rows
@@ -215,20 +218,81 @@ def test_one_huge_number_is_no_kind_of_change(checkpoint: Build, tmp_path: Path)
     assert (found.spectra[name].rank, found.spectra[name].over_noise) == (1, pytest.approx(1))
 
 
-def test_the_alignment_map_against_dense_algebra(checkpoint: Build) -> None:
-    model, aligned = checkpoint("llama"), checkpoint("llama", kind="aligned")
-    before = checkpoint("llama", steps=8)
+@pytest.mark.parametrize(("family", "linears"), [("llama", 14), ("gpt2", 8)])
+def test_the_alignment_map_against_dense_algebra(
+    checkpoint: Build, family: str, linears: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks and panels of a few rows each; GPT-2 stores its matrices transposed."""
+    for module, name in (
+        (pairs, "BLOCK"),
+        (sides, "BLOCK"),
+        (sides, "PANEL"),
+        (subspace, "PANEL"),
+        (subspace, "DENSE"),
+    ):
+        monkeypatch.setattr(module, name, 7 if name == "DENSE" else 100)
+    model, aligned = checkpoint(family), checkpoint(family, kind="aligned")
+    before = checkpoint(family, steps=8)
     found = api.compare(str(model), str(aligned), aligned=str(aligned), unaligned=str(before))
     ours, theirs, first = arrays(model), arrays(aligned), arrays(before)
-    assert len(found.relevance) == 14
+    assert len(found.relevance) == linears
     for name, seen in found.relevance.items():
         d, v = ours[name] - theirs[name], theirs[name] - first[name]
+        d, v = (d, v) if family == "llama" else (d.T, v.T)
         c = v @ v.T / numpy.linalg.norm(v) @ d
         assert seen.cosine == pytest.approx((c * d).sum() / numpy.linalg.norm(c) / numpy.linalg.norm(d), rel=1e-9)
         top = numpy.linalg.svd(v)[0][:, :6].T @ d
         assert seen.top_share == pytest.approx((top**2).sum() / (d**2).sum(), rel=1e-9)
         assert seen.undone == pytest.approx(-(d * v).sum() / (v**2).sum(), rel=1e-9)
         assert seen.against == pytest.approx(-(d * v).sum() / numpy.linalg.norm(v) / numpy.linalg.norm(d), rel=1e-9)
+
+
+def test_no_matrix_is_held_as_a_whole(checkpoint: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked for; a vector is one row. Before it, the same with blocks that hold any of these matrices."""
+    model, aligned, before = checkpoint("gpt2"), checkpoint("gpt2", kind="aligned"), checkpoint("gpt2", steps=8)
+    asked = {"aligned": str(aligned), "unaligned": str(before), "spectra": True}
+    whole = api.compare(str(model), str(aligned), **asked)
+    for module, name in ((pairs, "BLOCK"), (sides, "BLOCK"), (sides, "PANEL"), (subspace, "PANEL")):
+        monkeypatch.setattr(module, name, 100)
+    read, rows = Checkpoint.read, []
+
+    def only_vectors(self: Checkpoint, name: str, *into: torch.Tensor) -> torch.Tensor:
+        assert len(self.info(name).shape) == 1, name
+        return read(self, name, *into)
+
+    def seen(self: Side, name: str, start: int, stop: int, columns=Side._columns) -> torch.Tensor:
+        found = columns(self, name, start, stop)
+        rows.append(found.numel())
+        return found
+
+    monkeypatch.setattr(Checkpoint, "read", only_vectors)
+    monkeypatch.setattr(Side, "_columns", seen)
+    by_rows = api.compare(str(model), str(aligned), **asked)
+    assert min(rows) <= 100 < len(rows)  # panels of a few rows, but where a kernel asked for more at once
+    assert by_rows.as_dict()["tensors"] == approximately(whole.as_dict()["tensors"])
+    assert by_rows.as_dict()["alignment"] == approximately(whole.as_dict()["alignment"])
+
+
+def approximately(value: Any) -> Any:
+    """Floats at any depth to 1e-9."""
+    if isinstance(value, dict):
+        return {key: approximately(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(approximately(each) for each in value)
+    return pytest.approx(value, rel=1e-9, abs=1e-12) if isinstance(value, float) else value
+
+
+def test_rows_of_tensors_of_any_number_of_axes(tmp_path: Path) -> None:
+    """What lies under one index of the first axis is read together, and rows are the last axis."""
+    (tmp_path / "config.json").write_text("{}")
+    stored = {"three": torch.arange(60.0).reshape(5, 4, 3), "one": torch.arange(7.0), "none": torch.tensor(2.0)}
+    save_file(stored, tmp_path / "model.safetensors")
+    side = Side(open_checkpoint(resolve(str(tmp_path))))
+    assert side.shape("three") == (20, 3) and side.shape("one") == (1, 7) and side.shape("none") == (1, 1)
+    rows = side.rows("three")
+    for start, stop in ((0, 20), (3, 5), (7, 8), (19, 20), (4, 8)):
+        assert torch.equal(rows(start, stop), stored["three"].reshape(20, 3)[start:stop])
+    assert torch.equal(side.rows("one")(0, 1)[0], stored["one"]) and side.rows("none")(0, 1).item() == 2
 
 
 def test_json_has_a_schema_and_holds_every_tensor(checkpoint: Build) -> None:
