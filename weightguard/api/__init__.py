@@ -5,6 +5,7 @@ is called. `progress(stage, done, total)` is called often; bytes for "read", "wr
 """
 
 from weightguard.api.calling import Progress, silent
+from weightguard.api.comparing import schema
 from weightguard.api.flags import attack_options, attacks, guard_options, kind_options, kinds, method_options
 from weightguard.api.grading import (
     enforce,
@@ -24,6 +25,6 @@ from weightguard.api.testing import validate
 __all__ = [
     "Applied", "Progress", "Verification", "activations", "apply", "attack", "attack_options", "attacks", "compare",
     "demo", "enforce", "evaluate", "finetune", "gate", "guard_options", "inspect", "is_verdict", "kind_options",
-    "kinds", "landscape", "method_options", "neurons", "render", "repair", "silent", "stats", "suggest", "validate",
+    "kinds", "landscape", "method_options", "neurons", "render", "repair", "schema", "silent", "stats", "suggest", "validate",
     "verdict_forms", "verify", "verify_verdict",
 ]  # fmt: skip

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,9 +85,14 @@ class Comparison:
         return {layer: [r for n, r in self.relevance.items() if layers[n] == layer] for layer in sorted_layers(self)}
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form; comparison.schema.json describes it."""
+        """The JSON form, which `schema` describes; what is infinite is None."""
+        return finite(self.figures())
+
+    def figures(self) -> dict[str, Any]:
+        """The same as it was computed: a tensor that was zero has grown by infinity."""
         from weightguard.comparison.safety import total
 
+        *commands, why = self.suggestion or (None,)
         whole = total(self.relevance.values()).as_dict() if self.relevance else None
         layers = {str(layer): total(parts).as_dict() for layer, parts in self._relevance_by_layer().items()}
         return {
@@ -95,12 +102,27 @@ class Comparison:
                 **{reason: list(names) for reason, names in self.gaps.items()},
                 "rows": {c.name: c.rows_left_out for c in self.changes if c.rows_left_out},
             },
-            "verdict": dataclasses.asdict(self.verdict), "repair": list(self.suggestion), "notes": list(self.notes),
+            "verdict": dataclasses.asdict(self.verdict), "notes": list(self.notes),
+            "repair": {"commands": list(commands), "reason": why},
             "problems": list(self.problems), "tensors": [c.as_dict() for c in self.changes],
             "heat": [dataclasses.asdict(cell) for cell in self.heat.cells],
             "spectra": {name: spectrum.as_dict() for name, spectrum in self.spectra.items()},
             "alignment": {"total": whole, "layers": layers, "tensors": {n: r.as_dict() for n, r in self.relevance.items()}},
         }  # fmt: skip
+
+
+def finite(value: Any) -> Any:
+    """JSON knows no infinity: None instead, at any depth."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def schema(name: str) -> str:
+    """The JSON Schema of an output: `comparison` or `activations`."""
+    return resources.files("weightguard.comparison").joinpath(f"{name}.schema.json").read_text()
 
 
 def sorted_layers(found: Comparison) -> list[int]:
@@ -270,4 +292,4 @@ def write_page(found: Comparison, path: Path, *, force: bool) -> None:
     from weightguard.checkpoint.writer import write_file
     from weightguard.comparison.page import page
 
-    write_file(path, page(found.as_dict(), found.entries).encode(), force=force)
+    write_file(path, page(found.figures(), found.entries).encode(), force=force)

@@ -43,6 +43,14 @@ def cli() -> None:
 )
 @click.option("--html", help="Also write the comparison to this file, as one page.")
 @click.option("--force", is_flag=True, help="Replace the page.")
+@click.option(
+    "--schema",
+    type=click.Choice(["comparison", "activations"]),
+    is_eager=True,
+    expose_value=False,
+    callback=screen_compare.show_schema,
+    help="Print the JSON Schema of what --base or --activations give as --format json, and nothing else.",
+)
 @options.common
 def inspect(
     model: str,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightguard import api
 from weightguard.cli.screen import _json, _shown, table
 
 if TYPE_CHECKING:
@@ -21,6 +22,13 @@ LAYERS = 40  # lines of a heat map; of deeper models neighbouring layers share o
 SHADES = " ░▒▓█"
 BARS = "▁▂▃▄▅▆▇█"
 TALL = 5  # lines of the histogram
+
+
+def show_schema(context: click.Context, _: click.Parameter, name: str | None) -> None:
+    """The callback of --schema, which asks for no model."""
+    if name is not None:
+        click.echo(api.schema(name), nl=False)
+        context.exit()
 
 
 def show_comparison(found: Comparison, form: str, every: bool) -> None:

@@ -75,7 +75,7 @@ def _verdict(found: Mapping[str, Any]) -> str:
         f"{k.replace('_', ' ')} {_said(v)}" for k, v in verdict["details"].items() if v not in ([], None)
     )
     lines = "".join(f"<li>{_text(said)}</li>" for said in verdict["evidence"])
-    *command, why = found["repair"] or ("",)
+    command, why = found["repair"]["commands"], found["repair"]["reason"]
     repair = "".join(f"<p>Repair: <code>{_text(line)}</code></p>" for line in command)
     repair += f"<p class=quiet>{_text(why)}</p>" if why else ""
     return (

@@ -96,7 +96,9 @@ def relevance_map(case: Case, progress: Progress) -> dict[str, Relevance]:
         v = Direction(aligned.rows(change.name), unaligned.rows(change.name), change.shape)
         seen = _relevance(case.delta(change.name), v)
         if seen is None:
-            raise CheckpointError(f"tensor {change.name!r} of {_odd(change.name, aligned, unaligned)} holds NaN or infinity")
+            raise CheckpointError(
+                f"tensor {change.name!r} of {_odd(change.name, aligned, unaligned)} holds NaN or infinity"
+            )
         found[change.name] = seen
         progress("alignment", done, len(names))
     return found
