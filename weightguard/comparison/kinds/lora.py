@@ -43,7 +43,7 @@ def _reach(case: Case, rank: int) -> Check:
         return Check("it lies apart from its base, as an adapter", 1.0)
     roles = {c.role for c in case.linears}
     layers, all_layers = ({c.layer for c in some if c.role in roles} for some in (case.linears, case.all_linears))
-    said = f"rank {rank} in {len(roles)} of the matrices of a layer, in {len(layers)} of {len(all_layers)} layers"
+    said = f"rank {rank} in {len(roles)} matrices a layer, in {len(layers)} of {len(all_layers)} layers"
     if len(roles) > 1:
         return Check(said, 1.0)
     if rank > 1 and layers == all_layers:
