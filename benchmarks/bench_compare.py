@@ -1,7 +1,7 @@
 """The pass of `inspect --base` over synthetic checkpoints, beside reading both; what the rest adds; and memory.
 
     python benchmarks/bench_compare.py             # 1.2 GB in bf16, a minute or two
-    python benchmarks/bench_compare.py --memory    # 0.6 GB a side with tensors of 210 MB, some minutes
+    python benchmarks/bench_compare.py --memory    # half a GB a side with tensors of 210 MB, some minutes
     python benchmarks/bench_compare.py --smoke     # both, a few seconds
 
 CPU seconds, one thread, files in the page cache. The figures are checked against plain float64 before anything is timed.
@@ -30,16 +30,18 @@ from weightguard.comparison.sides import Side
 from weightguard.comparison.verdict import judge
 
 FULL, SMOKE = (2048, 5632, 6), (64, 176, 2)  # hidden, intermediate, layers
-WIDE, NARROW = (1024, 102400, 1), (64, 1760, 1)  # largest tensors of 210 MB in bf16, and for --smoke
+WIDE, NARROW = (1024, 102400), (64, 1760)  # largest tensors of 210 MB in bf16, and for --smoke
 # What is asked for -> whether the checkpoints store their matrices transposed, as GPT-2 does.
-ASKED = {"pass": False, "verdict": False, "alignment": False, "spectra": False, "transposed pass": True,
-         "transposed alignment": True}  # fmt: skip
+ASKED = {"pass": False, "alignment": False, "transposed pass": True, "transposed alignment": True, "spectra": False,
+         "verdict": False}  # fmt: skip
 
 
-def write(root: Path, hidden: int, middle: int, layers: int, transposed: bool = False) -> None:
+Shapes = dict[str, tuple[int, int]]
+
+
+def write(root: Path, shapes: Shapes, model_type: str) -> None:
     """`base`, `model` = base with an update of rank 16 and some noise, and `before`, which is further from `base`."""
     draw = torch.Generator().manual_seed(0)
-    shapes = llama(hidden, middle, layers) if not transposed else gpt2(hidden, middle, layers)
     sides: dict[str, dict[str, torch.Tensor]] = {"base": {}, "model": {}, "before": {}}
     for name, (out, into) in shapes.items():
         weight = 0.02 * torch.randn(out, into, generator=draw)
@@ -48,25 +50,39 @@ def write(root: Path, hidden: int, middle: int, layers: int, transposed: bool = 
         sides["base"][name] = weight.bfloat16()
         sides["model"][name] = (weight + 5e-5 * low + noise).bfloat16()
         sides["before"][name] = (weight + 2e-4 * low - noise).bfloat16()
-    config = {"model_type": "gpt2", "n_embd": hidden, "n_layer": layers} if transposed else {
-        "model_type": "llama", "hidden_size": hidden, "num_hidden_layers": layers}  # fmt: skip
+    config = {"model_type": model_type, "num_hidden_layers": 1 + max(layers_of(shapes))}
     for side, tensors in sides.items():
         (root / side).mkdir(parents=True)
         save_file(tensors, root / side / "model.safetensors")
         (root / side / "config.json").write_text(json.dumps(config))
 
 
-def llama(hidden: int, middle: int, layers: int) -> dict[str, tuple[int, int]]:
+def layers_of(shapes: Shapes) -> set[int]:
+    return {int(part) for name in shapes for part in name.split(".") if part.isdigit()}
+
+
+def llama(hidden: int, middle: int, layers: int) -> Shapes:
     shapes = {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (hidden, hidden), "self_attn.v_proj": (hidden, hidden),
               "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (middle, hidden), "mlp.up_proj": (middle, hidden),
               "mlp.down_proj": (hidden, middle)}  # fmt: skip
     return {f"model.layers.{at}.{name}.weight": shape for at in range(layers) for name, shape in shapes.items()}
 
 
-def gpt2(hidden: int, middle: int, layers: int) -> dict[str, tuple[int, int]]:
+def large_down(hidden: int, middle: int) -> Shapes:
+    """Two large tensors: an embedding and the last matrix of an MLP."""
+    found = llama(hidden, middle // 16, 1)
+    return found | {
+        "model.embed_tokens.weight": (middle, hidden),
+        "model.layers.0.mlp.down_proj.weight": (hidden, middle),
+    }
+
+
+def large_up(hidden: int, middle: int) -> Shapes:
+    """As GPT-2 stores its matrices, (in, out): a large embedding, and the first matrix of an MLP."""
     shapes = {"attn.c_attn": (hidden, 3 * hidden), "attn.c_proj": (hidden, hidden), "mlp.c_fc": (hidden, middle),
-              "mlp.c_proj": (middle, hidden)}  # fmt: skip
-    return {f"transformer.h.{at}.{name}.weight": shape for at in range(layers) for name, shape in shapes.items()}
+              "mlp.c_proj": (middle // 16, hidden)}  # fmt: skip
+    found = {f"transformer.h.0.{name}.weight": shape for name, shape in shapes.items()}
+    return found | {"transformer.wte.weight": (middle, hidden)}
 
 
 def peak(root: Path, what: str) -> None:
@@ -87,19 +103,19 @@ def peak(root: Path, what: str) -> None:
     print(json.dumps({"peak": (memory.peak - memory.start) / 1e6, "seconds": seconds}))
 
 
-def show_memory(folder: Path, sizes: tuple[int, int, int]) -> None:
+def show_memory(folder: Path, hidden: int, middle: int) -> None:
     """A line for everything that can be asked for, the pass always with it."""
-    print(f"{'':24} {'CPU s':>8} {'peak MB':>9}")
-    for transposed in (False, True):
-        root = folder / ("gpt2" if transposed else "llama")
-        write(root, *sizes, transposed=transposed)
+    roots = {False: folder / "llama", True: folder / "gpt2"}
+    for transposed, root in roots.items():
+        write(root, large_up(hidden, middle) if transposed else large_down(hidden, middle), root.name)
         infos = open_checkpoint(resolve(str(root / "base"))).tensors.values()
         print(f"{root.name}: {sum(i.nbytes for i in infos) / 1e6:.0f} MB a side, the largest tensor "
               f"{max(i.nbytes for i in infos) / 1e6:.0f} MB")  # fmt: skip
-        for what in (what for what, turned in ASKED.items() if turned == transposed):
-            line = [sys.executable, __file__, "--peak", what, str(root)]
-            found = json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
-            print(f"{what:24} {found['seconds']:8.1f} {found['peak']:9.1f}", flush=True)
+    print(f"{'':24} {'CPU s':>8} {'peak MB':>9}", flush=True)
+    for what, transposed in ASKED.items():
+        line = [sys.executable, __file__, "--peak", what, str(roots[transposed])]
+        found = json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
+        print(f"{what:24} {found['seconds']:8.1f} {found['peak']:9.1f}", flush=True)
 
 
 def timed(call: Callable[[], object]) -> tuple[float, object]:
@@ -111,7 +127,7 @@ def timed(call: Callable[[], object]) -> tuple[float, object]:
 
 def show_speed(root: Path, sizes: tuple[int, int, int], rounds: int) -> None:
     """The pass beside reading both files, in turns: machines drift. Then what the verdict adds."""
-    write(root, *sizes)
+    write(root, llama(*sizes), "llama")
     base, model = (open_checkpoint(resolve(str(root / side))) for side in ("base", "model"))
 
     def read() -> None:
@@ -150,7 +166,7 @@ def main() -> None:
         if not given.memory:
             show_speed(Path(folder) / "speed", SMOKE if given.smoke else FULL, 3 if given.smoke else 9)
         if given.memory or given.smoke:
-            show_memory(Path(folder), NARROW if given.smoke else WIDE)
+            show_memory(Path(folder), *(NARROW if given.smoke else WIDE))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from weightguard.kernels import ops
 
 Progress = Callable[[str, int, int], None]
 BLOCK = 1 << 20  # entries of a row block: one of each side is all that is held
+LINE = 1 << 14  # entries that a kernel sums in float64 before they are added exactly
 
 
 RELATIONS = (
@@ -206,7 +207,7 @@ class _Sums:
 
     def add(self, ours: torch.Tensor, theirs: torch.Tensor) -> bool:
         a, b = of_one_dtype(ours, theirs)
-        pair = ops.pair_statistics(a, b)
+        pair = ops.pair_statistics(_in_lines(a), _in_lines(b))
         if not pair.finite:
             return False
         for key, values in self.parts.items():
@@ -232,6 +233,13 @@ class _Sums:
         )  # fmt: skip
 
 
+def _in_lines(block: torch.Tensor) -> torch.Tensor:
+    """The block with rows put together to up to LINE entries: the sums of every row are added in Python."""
+    rows, columns = block.shape
+    together = math.gcd(rows, max(1, LINE // max(1, columns)))
+    return block.reshape(rows // together, together * columns)
+
+
 def _zeroed(a: torch.Tensor, b: torch.Tensor) -> int:
     """Entries that are 0 in a and not in b; most blocks hold no 0 at all."""
     return int(((a == 0) & (b != 0)).sum()) if _has_zero(a) else 0
@@ -241,7 +249,8 @@ def _has_zero(block: torch.Tensor) -> bool:
     """Whether any entry is 0 or −0 (the least integer), from the bits: several times faster than comparing floats."""
     kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[block.dtype.itemsize]
     bits = block.contiguous().view(kind).numpy()
-    return bool(numpy.count_nonzero(bits) < bits.size or bits.min() == numpy.iinfo(bits.dtype).min)
+    unsigned = bits.view(f"u{bits.dtype.itemsize}")
+    return bits.size > 0 and bool(unsigned.min() == 0 or bits.min() == numpy.iinfo(bits.dtype).min)
 
 
 def _cosine(dot: float, a: float, b: float) -> float | None:
