@@ -139,7 +139,7 @@ def figures(rows: Sequence[Row]) -> tuple[float, float]:
 def show(rows: Sequence[Row]) -> None:
     """Everything that docs/inspect.md says of verdicts."""
     print("| set | cases | right | told as abliteration, falsely |\n|---|---|---|---|")
-    for name in SETS:
+    for name in (name for name in SETS if any(r["set"] == name for r in rows)):
         own = [r for r in rows if r["set"] == name]
         false = sum(r["verdict"] == "abliteration" != r["kind"] for r in own)
         print(f"| {name} | {len(own)} | {sum(r['right'] for r in own)} | {false} |")
