@@ -1,7 +1,5 @@
 """Random models that are edited in known ways, written as real files: the cases on which verdicts are judged.
 
-study_verdicts.py and tests/compare use them.
-
 make(kind, seed, dtype, hidden, folder) writes `base`, `model` and for merges `other`, and returns what was done.
 """
 
