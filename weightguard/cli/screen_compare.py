@@ -153,7 +153,15 @@ def _part(height: float, line: int, lines: int = TALL) -> str:
 def _show_spectra(found: Comparison) -> None:
     if not found.spectra:
         return
-    click.echo("\nspectra of D: all values from Gram matrices, exact to 1e-8 of the largest")
+    factored = found.adapted and all(
+        s.floor == 0 for s in found.spectra.values()
+    )  # over its own base nothing was rounded
+    how = (
+        "from the adapter's factors, exact"
+        if factored
+        else "all values from Gram matrices, exact to 1e-8 of the largest"
+    )
+    click.echo(f"\nspectra of D: {how}")
     short = {c.name: c.short_name for c in found.changes}
     order = sorted(found.spectra.items(), key=lambda item: (-item[1].over_noise, item[0]))
     rows = [

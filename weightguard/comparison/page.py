@@ -131,7 +131,7 @@ def _spectra(spectra: Mapping[str, Mapping[str, Any]]) -> str:
     ]  # fmt: skip
     drawn = lines_svg({short_name(name): s["values"] for name, s in leading}, "place", "singular value of the update")
     said = "Leading singular values of the update, of the ten tensors that stand out most over noise; point at a line for its "
-    said += "name. Rank counts those above what storing the weights leaves."
+    said += "name. Exact to 1e-8 of the largest. Rank counts those above what storing the weights leaves."
     keys = [key_svg(at) for at in range(len(rows))]
     table = _table(["tensor", "largest", "rank", "effective rank", "over noise"], rows, keys)
     return f'<h2>Spectra</h2><p class=quiet>{said}</p><div class="scroll">{drawn}</div>{table}'
