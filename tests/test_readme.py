@@ -33,7 +33,7 @@ def run(command: str, folder: Path) -> str:
 
 def skeleton(text: str) -> list[str]:
     """Lines without figures, shades, spacing and order: what hangs on the last bits of a training run of this machine."""
-    plain = re.sub(r"\b[0-9a-f]{12,64}\b|[0-9][0-9.,]*(e-?[0-9]+)?|[█▓▒░·]+", "#", text)
+    plain = re.sub(r"\b[0-9a-f]{12,64}\b|[0-9][0-9.,]*(e-?[0-9]+)?|[█▓▒░·▁-▇]+( +[█▓▒░·▁-▇]+)*", "#", text)
     return sorted(re.sub(r"\s+", " ", line).strip() for line in plain.splitlines() if line.strip())
 
 

@@ -19,12 +19,13 @@ from weightguard.api import (
     neurons,
     repair,
     stats,
+    suggest,
     verify,
 )
 
 __all__ = [
     "__version__", "apply", "attack", "compare", "demo", "evaluate", "finetune", "gate", "inspect", "landscape", "neurons",
-    "repair", "stats", "verify",
+    "repair", "stats", "suggest", "verify",
 ]  # fmt: skip
 
 

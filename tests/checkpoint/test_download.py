@@ -215,7 +215,9 @@ def test_cut_download(hub: Hub) -> None:
     assert said["code"] == 5 and said["seconds"] < 15
     assert said["error"].startswith("org/name: the hub does not deliver: the download was cut")
     again = hub.resolve(offline=True)
-    assert again["code"] == 3 and again["error"].startswith("org/name: only in part in the local cache, and offline")
+    assert again["code"] == 3 and again["error"].startswith(
+        "org/name: no such directory, and only in part in the local cache, and offline"
+    )
 
 
 def test_download_cut_again_and_again_at_the_same_place(hub: Hub) -> None:
@@ -229,13 +231,18 @@ def test_download_cut_again_and_again_at_the_same_place(hub: Hub) -> None:
 
 def test_no_server(hub: Hub) -> None:
     said = hub.resolve(HF_ENDPOINT="http://127.0.0.1:9")
-    assert said["code"] == 5 and "the connection to http://127.0.0.1:9 failed (ConnectError)" in said["error"]
+    assert (
+        said["code"] == 5
+        and "no such directory, and the connection to http://127.0.0.1:9 failed (ConnectError)" in said["error"]
+    )
 
 
 @pytest.mark.parametrize("way", [{"offline": True}, {"HF_HUB_OFFLINE": "1"}])
 def test_offline(hub: Hub, way: dict) -> None:
     said = hub.resolve(**way)
-    assert said["code"] == 3 and said["error"].startswith("org/name: not in the local cache, and offline")
+    assert said["code"] == 3 and said["error"].startswith(
+        "org/name: no such directory, and not in the local cache, and offline"
+    )
     assert not hub.seen
     hub.resolve()
     hub.seen.clear()

@@ -72,7 +72,7 @@ MODELS: dict[str, Case] = {
         nothing,
         ["inspect", "org/name", "--offline"],
         3,
-        "org/name: not in the local cache, and offline; run once with network access",
+        "org/name: no such directory, and not in the local cache, and offline; run once with network access",
     ),
     "a file": (nothing, ["inspect", "harmful.jsonl"], 3, "harmful.jsonl: a file; give the directory it lies in"),
     "the aligned model lacks a tensor": (

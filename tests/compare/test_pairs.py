@@ -6,13 +6,19 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from weightguard import api
+from weightguard.checkpoint import Checkpoint, open_checkpoint, resolve
+from weightguard.comparison import pairs, sides
+from weightguard.comparison.sides import Side
 from weightguard.errors import UsageError
+from weightguard.statistics import subspace
 
 Build = Callable[..., Path]
 
@@ -63,8 +69,6 @@ def test_every_architecture_is_compared(checkpoint: Build, families: tuple[str, 
 
 
 def test_blocks_of_rows_add_up(checkpoint: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    from weightguard.comparison import pairs
-
     model, base = (str(checkpoint("llama", kind=kind)) for kind in ("tuned", "aligned"))
     whole = api.compare(model, base)
     monkeypatch.setattr(pairs, "BLOCK", 48)  # two or three rows
@@ -125,8 +129,11 @@ def test_a_larger_vocabulary_is_compared_over_the_rows_both_have(checkpoint: Bui
     left = {c.name: c.rows_left_out for c in found.changes if c.rows_left_out}
     assert left == {"model.embed_tokens.weight": 64, "lm_head.weight": 64}
     assert not any(c.changed for c in found.changes)
-    assert any("another vocabulary" in note for note in found.notes)
-    assert found.verdict.kind == "unknown"
+    assert "lm_head.weight: 128 rows against 64 (another vocabulary); the first 64 were compared" in found.notes
+    assert found.matching.relation == "other vocabulary"
+    assert found.as_dict()["not_compared"]["rows"] == left
+    assert found.verdict.kind == "identical in what was compared"
+    assert found.verdict.evidence[1] == "not compared: rows of 2 (another vocabulary)"
 
 
 def test_another_architecture_is_told_apart(checkpoint: Build) -> None:
@@ -148,17 +155,90 @@ def test_a_tensor_with_nan_is_left_out_and_said(checkpoint: Build, tmp_path: Pat
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     found = api.compare(str(broken), str(checkpoint("llama")))
     assert found.problems == ("tensor 'model.layers.0.mlp.up_proj.weight' holds NaN or infinity; it was left out",)
+    assert found.as_dict()["not_compared"]["not_finite"] == ["model.layers.0.mlp.up_proj.weight"]
+    assert (found.verdict.kind, found.verdict.confidence) == ("identical in what was compared", 1.0)
+    assert found.verdict.evidence[0].startswith("all 20 tensors that could be compared, ")
+    assert found.verdict.evidence[1] == "not compared: 1 with NaN or infinity"
+
+
+def stored(checkpoint: Build, tmp_path: Path, change: Callable[[dict], dict], **config: int) -> str:
+    """A copy of the llama with other tensors in its file and other values in its config."""
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint("llama"), other)
+    save_file(change(load_file(other / "model.safetensors")), other / "model.safetensors", metadata={"format": "pt"})
+    said = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(said | config))
+    return str(other)
+
+
+def packed(tensors: dict) -> dict:
+    """Linears as packed integers beside their scales."""
+    kept = {name: t for name, t in tensors.items() if "_proj" not in name}
+    for name in tensors.keys() - kept.keys():
+        kept[name.replace(".weight", ".qweight")] = torch.zeros(2, 8, dtype=torch.int32)
+        kept[name.replace(".weight", ".scales")] = torch.ones(1, 8)
+    return kept
+
+
+def shallower(tensors: dict) -> dict:
+    return {name: t for name, t in tensors.items() if ".layers.1." not in name}
+
+
+def eight_bits(tensors: dict) -> dict:
+    return {name: t.to(torch.float8_e4m3fn) if "_proj" in name else t for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize(("change", "relation", "compared"), [(packed, "other storage", 7), (eight_bits, "other storage", 7),
+                                                              (shallower, "other depth", 12)])  # fmt: skip
+def test_what_can_be_compared_is_told_from_what_cannot(
+    checkpoint: Build, tmp_path: Path, change: Callable[[dict], dict], relation: str, compared: int
+) -> None:
+    other = stored(checkpoint, tmp_path, change, **({"num_hidden_layers": 1} if change is shallower else {}))
+    found = api.compare(other, str(checkpoint("llama")))
+    assert found.matching.relation == relation
+    assert len(found.changes) == compared
+    assert found.verdict.kind == "identical in what was compared"
+    lost = found.as_dict()["not_compared"]
+    assert {reason: len(names) for reason, names in lost.items() if names} == {
+        packed: {"only_model": 28, "only_base": 14}, eight_bits: {"unread": 14}, shallower: {"only_base": 9}
+    }[change]  # fmt: skip
+
+
+def test_one_huge_number_is_no_kind_of_change(checkpoint: Build, tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+
+    def broken(tensors: dict) -> dict:
+        tensors[name][1, 2] = 1e38
+        return tensors
+
+    found = api.compare(stored(checkpoint, tmp_path, broken), str(checkpoint("llama")), spectra=True)
     assert found.verdict.kind == "unknown"
+    assert "1 of 21 tensors changed (up)" in found.verdict.evidence[0]
+    assert found.spectra[name].values[0] == pytest.approx(1e38)
+    assert (found.spectra[name].rank, found.spectra[name].over_noise) == (1, pytest.approx(1))
 
 
-def test_the_alignment_map_against_dense_algebra(checkpoint: Build) -> None:
-    model, aligned = checkpoint("llama"), checkpoint("llama", kind="aligned")
-    before = checkpoint("llama", steps=8)
+@pytest.mark.parametrize(("family", "linears"), [("llama", 14), ("gpt2", 8)])
+def test_the_alignment_map_against_dense_algebra(
+    checkpoint: Build, family: str, linears: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks and panels of a few rows each; GPT-2 stores its matrices transposed."""
+    for module, name in (
+        (pairs, "BLOCK"),
+        (sides, "BLOCK"),
+        (sides, "PANEL"),
+        (subspace, "PANEL"),
+        (subspace, "DENSE"),
+    ):
+        monkeypatch.setattr(module, name, 7 if name == "DENSE" else 100)
+    model, aligned = checkpoint(family), checkpoint(family, kind="aligned")
+    before = checkpoint(family, steps=8)
     found = api.compare(str(model), str(aligned), aligned=str(aligned), unaligned=str(before))
     ours, theirs, first = arrays(model), arrays(aligned), arrays(before)
-    assert len(found.relevance) == 14
+    assert len(found.relevance) == linears
     for name, seen in found.relevance.items():
         d, v = ours[name] - theirs[name], theirs[name] - first[name]
+        d, v = (d, v) if family == "llama" else (d.T, v.T)
         c = v @ v.T / numpy.linalg.norm(v) @ d
         assert seen.cosine == pytest.approx((c * d).sum() / numpy.linalg.norm(c) / numpy.linalg.norm(d), rel=1e-9)
         top = numpy.linalg.svd(v)[0][:, :6].T @ d
@@ -167,10 +247,58 @@ def test_the_alignment_map_against_dense_algebra(checkpoint: Build) -> None:
         assert seen.against == pytest.approx(-(d * v).sum() / numpy.linalg.norm(v) / numpy.linalg.norm(d), rel=1e-9)
 
 
+def test_no_matrix_is_held_as_a_whole(checkpoint: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked for; a vector is one row. Before it, the same with blocks that hold any of these matrices."""
+    model, aligned, before = checkpoint("gpt2"), checkpoint("gpt2", kind="aligned"), checkpoint("gpt2", steps=8)
+    asked = {"aligned": str(aligned), "unaligned": str(before), "spectra": True}
+    whole = api.compare(str(model), str(aligned), **asked)
+    for module, name in ((pairs, "BLOCK"), (sides, "BLOCK"), (sides, "PANEL"), (subspace, "PANEL")):
+        monkeypatch.setattr(module, name, 100)
+    read, rows = Checkpoint.read, []
+
+    def only_vectors(self: Checkpoint, name: str, *into: torch.Tensor) -> torch.Tensor:
+        assert len(self.info(name).shape) == 1, name
+        return read(self, name, *into)
+
+    def seen(self: Side, name: str, start: int, stop: int, columns=Side._columns) -> torch.Tensor:
+        found = columns(self, name, start, stop)
+        rows.append(found.numel())
+        return found
+
+    monkeypatch.setattr(Checkpoint, "read", only_vectors)
+    monkeypatch.setattr(Side, "_columns", seen)
+    by_rows = api.compare(str(model), str(aligned), **asked)
+    assert min(rows) <= 100 < len(rows)  # panels of a few rows, but where a kernel asked for more at once
+    assert by_rows.as_dict()["tensors"] == approximately(whole.as_dict()["tensors"])
+    assert by_rows.as_dict()["alignment"] == approximately(whole.as_dict()["alignment"])
+
+
+def approximately(value: Any) -> Any:
+    """Floats at any depth to 1e-9."""
+    if isinstance(value, dict):
+        return {key: approximately(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(approximately(each) for each in value)
+    return pytest.approx(value, rel=1e-9, abs=1e-12) if isinstance(value, float) else value
+
+
+def test_rows_of_tensors_of_any_number_of_axes(tmp_path: Path) -> None:
+    """What lies under one index of the first axis is read together, and rows are the last axis."""
+    (tmp_path / "config.json").write_text("{}")
+    stored = {"three": torch.arange(60.0).reshape(5, 4, 3), "one": torch.arange(7.0), "none": torch.tensor(2.0)}
+    save_file(stored, tmp_path / "model.safetensors")
+    side = Side(open_checkpoint(resolve(str(tmp_path))))
+    assert side.shape("three") == (20, 3) and side.shape("one") == (1, 7) and side.shape("none") == (1, 1)
+    rows = side.rows("three")
+    for start, stop in ((0, 20), (3, 5), (7, 8), (19, 20), (4, 8)):
+        assert torch.equal(rows(start, stop), stored["three"].reshape(20, 3)[start:stop])
+    assert torch.equal(side.rows("one")(0, 1)[0], stored["one"]) and side.rows("none")(0, 1).item() == 2
+
+
 def test_json_has_a_schema_and_holds_every_tensor(checkpoint: Build) -> None:
     model, base = (str(checkpoint("llama", kind=kind)) for kind in ("tuned", "aligned"))
     said = json.loads(json.dumps(api.compare(model, base).as_dict()))
-    assert (said["schema"], said["version"]) == ("weightguard-comparison", 1)
+    assert (said["schema"], said["version"]) == ("weightguard-comparison", 2)
     assert len(said["tensors"]) == 21
     assert said == json.loads(json.dumps(api.compare(model, base).as_dict()))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from weightguard import api
 from weightguard.api.comparing import Comparison
+from weightguard.comparison.grids import grids_of
+from weightguard.comparison.kinds.quantised import grid_of
 from weightguard.lab import Lab
 
 # The first is what a sample of every day sees, the second `pytest -m full`: (first seed, cases of a kind, hidden).
@@ -116,6 +119,54 @@ def test_an_interpolation_of_lab_models(tmp_path: Path) -> None:
     assert found.details["share"] == pytest.approx(0.35, abs=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_bits_and_groups_of_a_round_trip(edited_models: ModuleType, dtype: torch.dtype, bits: int) -> None:
+    draw = torch.Generator().manual_seed(bits)
+    for width in (256, 704, 4096):
+        rows = (0.25 * torch.randn(16, 1, generator=draw)).exp()
+        base = (0.02 * rows * torch.randn(16, width, generator=draw)).to(dtype)
+        for group, ranged in ((32, False), (32, True), (64, True), (128, False), (128, True), (0, False), (0, True)):
+            model = edited_models.by_groups(base.double(), bits, group, ranged=ranged).to(dtype)
+            grids = grids_of(model[:, :1024].float(), base[:, :1024].float())
+            assert grid_of(grids) == f"{bits} bits in {f'groups of {group}' if group else 'rows'}", (
+                width,
+                group,
+                ranged,
+            )
+        assert grid_of(grids_of(base[:, :1024].float(), base[:, :1024].float().flip(0))) is None
+
+
+def zeroed(maker) -> None:
+    for name in maker.linears:
+        maker.model[name] *= 0.0 if ".1." in name else 1.0
+
+
+def three_of_four(maker) -> None:
+    for name in maker.linears:
+        maker.model[name][:, 0::4] *= 0.0
+        maker.model[name][:, 1::4] *= 0.0
+        maker.model[name][:, 3::4] *= 0.0
+
+
+@pytest.mark.parametrize(("cut", "pattern", "matrices"), [(zeroed, "whole matrices", 7), (three_of_four, "1:4", 21)])
+def test_what_was_pruned_is_told_as_it_is(
+    edited_models: ModuleType, tmp_path: Path, cut: Callable, pattern: str, matrices: int
+) -> None:
+    maker = edited_models.Maker(1, 64)
+    cut(maker)
+    found = compared(edited_models.written(maker, "pruning", "F32", tmp_path)).verdict
+    assert (found.kind, found.details["pattern"], found.details["matrices"]) == ("pruning", pattern, matrices)
+
+
+def test_facts_written_one_by_one_are_not_told_as_an_adapter(edited_models: ModuleType, tmp_path: Path) -> None:
+    maker = edited_models.Maker(1, 128)
+    edited_models.PARTIAL["facts in some layers"](maker)
+    found = compared(edited_models.written(maker, "unseen", "F32", tmp_path)).verdict
+    assert (found.kind, found.nearest) == ("unknown", "LoRA merge")
+    assert "facts written one by one" in found.evidence[1]
+
+
 def fine_tunings(made: Callable, folder: Path, count: int):
     """Ordinary fine-tunings in turn: dense with structure, LoRA of any rank on any modules, all in bf16 or fp32."""
     for at in range(count):
@@ -170,7 +221,7 @@ def test_confidences_are_those_of_hard_cases(made: Callable, kinds: tuple[str, .
 
 
 def test_what_no_kind_was_written_for_is_unknown(made: Callable, tmp_path: Path) -> None:
-    for at in range(6):
+    for at in range(12):
         found = compared(made("unseen", 4_000_000 + at, ("F32", "BF16")[at % 2], 128, tmp_path / str(at))).verdict
         assert found.kind == "unknown", found
 
@@ -184,8 +235,8 @@ def test_a_merged_adapter_is_taken_out_and_one_that_lies_apart_is_repaired() -> 
     fields = {f.name: None for f in dataclasses.fields(Verdict)}
     verdict = Verdict(**{**fields, "kind": "LoRA merge", "details": {"rank": 8}})
     merged, apart = suggested(verdict, "my model", "base"), suggested(verdict, "adapter", "base", adapted=True)
-    assert merged[0] == "weightguard repair 'my model' --method truncate --rank 8 --aligned base -o OUT"
-    assert (
-        "--target factor" in merged[1]
-        and apart[0] == "weightguard repair adapter --method antidote --target factor -o OUT"
+    assert merged[:2] == (
+        "weightguard repair 'my model' --method truncate --rank 8 --aligned base -o OUT-adapter",
+        "weightguard repair OUT-adapter --method antidote --target factor --aligned base -o OUT",
     )
+    assert apart[0] == "weightguard repair adapter --method antidote --target factor -o OUT"

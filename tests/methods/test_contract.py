@@ -112,12 +112,3 @@ def test_random_takes_other_entries_under_another_seed(pico: Path, tmp_path: Pat
     for seed in (0, 1):
         wg.repair(str(pico / "tuned"), out=tmp_path / str(seed), seed=seed, **given("random", pico))
     assert digest_of(tmp_path / "0")["model.safetensors"] != digest_of(tmp_path / "1")["model.safetensors"]
-
-
-def test_advice_is_given_when_asked_for(pico: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It reads and sketches both models, so a dry run alone does not."""
-    monkeypatch.setattr("weightguard.api.repairing.advice", lambda subject: ("what was done, and what fits",))
-    given = {"method": "magnitude", "aligned": str(pico / "aligned"), "dry_run": True, "offline": True}
-    asked, plain = (wg.repair(str(pico / "tuned"), suggest=suggest, **given).report.notes for suggest in (True, False))
-    assert "what was done, and what fits" in asked
-    assert "what was done, and what fits" not in plain

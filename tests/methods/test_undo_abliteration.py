@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,46 @@ def test_half_strength_puts_back_half(tmp_path: Path) -> None:
 def test_a_fine_tuned_model_is_refused(other: str, tmp_path: Path) -> None:
     lab = Lab(0)
     given = {} if other == "attack_lora" else {"aligned": str(lab.aligned())}
-    with pytest.raises(UsageError, match="no direction is missing"):
+    with pytest.raises(UsageError, match="no one direction is missing"):
         wg.repair(str(getattr(lab, other)()), method="undo-abliteration", out=tmp_path / "out", **given)
     with pytest.raises(UsageError, match="give it with --base"):
         wg.repair(str(lab.base()), method="undo-abliteration", out=tmp_path / "out")
+
+
+def test_over_an_adapter_it_says_which_command_does_it(tmp_path: Path) -> None:
+    """A LoRA trained over an abliterated model: the direction is missing from the model under it, not from the adapter."""
+    lab = Lab(0)
+    broken, adapter = abliterated(lab, tmp_path / "plain", tuned=False), lab.attack_lora()
+    both, out = f"{broken}+{adapter}", tmp_path / "out"
+    with pytest.raises(
+        UsageError, match=r"--base, or --aligned: .*repair MODEL alone and put the adapter over the result"
+    ):
+        wg.repair(both, method="undo-abliteration", aligned=str(lab.aligned()), out=out)
+    with pytest.raises(
+        UsageError, match="repair that alone: weightguard repair MODEL --method undo-abliteration --base BASE"
+    ):
+        wg.repair(both, method="undo-abliteration", out=out)
+    assert not out.exists()
+    repaired(broken, lab, out)
+    assert api.compare(f"{out}+{adapter}", str(out)).verdict.kind == "LoRA merge"
+
+
+def test_a_direction_of_its_own_for_each_gets_advice_that_works(tmp_path: Path) -> None:
+    from weightguard.cli.main import main
+
+    lab, draw = Lab(0), torch.Generator().manual_seed(0)
+    model = load(lab.aligned())
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(WRITERS):
+                direction = torch.randn(weight.shape[0], generator=draw)
+                weight.sub_(torch.outer(direction, direction @ weight) / (direction @ direction))
+    save(model, lab.world, tmp_path / "each", "")
+    found = api.compare(str(tmp_path / "each"), str(lab.aligned()))
+    assert found.verdict.details["direction"] == "a direction of its own for each"
+    with pytest.raises(UsageError, match="no one direction is missing"):
+        repaired(tmp_path / "each", lab, tmp_path / "undone")
+    command, why = found.suggestion
+    assert "no method puts back those alone" in why
+    assert main([*shlex.split(command)[1:-1], str(tmp_path / "out"), "--threads", "1"]) == 0
+    assert all(torch.equal(w, weights(lab.aligned())[name]) for name, w in weights(tmp_path / "out").items())

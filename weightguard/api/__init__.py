@@ -5,6 +5,7 @@ is called. `progress(stage, done, total)` is called often; bytes for "read", "wr
 """
 
 from weightguard.api.calling import Progress, silent
+from weightguard.api.comparing import schema
 from weightguard.api.flags import attack_options, attacks, guard_options, kind_options, kinds, method_options
 from weightguard.api.grading import (
     enforce,
@@ -18,12 +19,12 @@ from weightguard.api.grading import (
 )
 from weightguard.api.learning import attack, finetune
 from weightguard.api.measuring import activations, compare, inspect, neurons, stats
-from weightguard.api.repairs import Applied, Verification, apply, demo, repair, verify
+from weightguard.api.repairs import Applied, Verification, apply, demo, repair, suggest, verify
 from weightguard.api.testing import validate
 
 __all__ = [
     "Applied", "Progress", "Verification", "activations", "apply", "attack", "attack_options", "attacks", "compare",
     "demo", "enforce", "evaluate", "finetune", "gate", "guard_options", "inspect", "is_verdict", "kind_options",
-    "kinds", "landscape", "method_options", "neurons", "render", "repair", "silent", "stats", "validate", "verdict_forms", "verify",
-    "verify_verdict",
+    "kinds", "landscape", "method_options", "neurons", "render", "repair", "schema", "silent", "stats", "suggest", "validate",
+    "verdict_forms", "verify", "verify_verdict",
 ]  # fmt: skip

@@ -37,7 +37,7 @@ class Activations:
     base_harmful_loss: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form, schema `weightguard-activations`, version 1."""
+        """The JSON form, which `schema` describes."""
         layers = [{**dataclasses.asdict(view), "overlap": view.overlap} for view in self.layers]
         return {"schema": SCHEMA, "version": VERSION, "model": self.model, "base": self.base,
                 "harmful": list(self.harmful), "benign": list(self.benign), "harmful_loss": self.harmful_loss,

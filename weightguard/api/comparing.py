@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightguard.checkpoint import Checkpoint, Resolved, bypassing, lora_pairs, open_checkpoint, resolve
 from weightguard.checkpoint.adapter import base_tensors
-from weightguard.errors import InputError, SystemFailure, UsageError
+from weightguard.errors import InputError, MismatchError, SystemFailure, UsageError
 
 if TYPE_CHECKING:
     from weightguard.api.inspecting import Progress
     from weightguard.comparison.case import Case
+    from weightguard.comparison.entries import Entries
     from weightguard.comparison.heat import Cell, Heat  # noqa: F401
     from weightguard.comparison.pairs import Matching, TensorChange
     from weightguard.comparison.safety import Relevance
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from weightguard.comparison.verdict import Verdict
 
 SCHEMA = "weightguard-comparison"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Comparison:
     """MODEL against BASE. `changes`: every tensor that could be compared. problems: tensors with NaN or infinity.
 
     spectra: of changed linears, by name, where asked for. relevance: the alignment map, with --aligned and --unaligned.
-    adapted: MODEL is an adapter, or has one over it.
+    adapted: MODEL is an adapter, or has one over it. gaps: names of what could not be compared, by reason.
     """
 
     model: str
@@ -47,6 +50,7 @@ class Comparison:
     aligned: str | None = None
     unaligned: str | None = None
     adapted: bool = False
+    gaps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def heat(self) -> Heat:
@@ -54,6 +58,13 @@ class Comparison:
         from weightguard.comparison.heat import heat_of
 
         return heat_of(self.changes)
+
+    @property
+    def entries(self) -> Entries | None:
+        """Histogram of the entries of all updates; None where no matrix changed."""
+        from weightguard.comparison.entries import entries_of
+
+        return entries_of(self.changes)
 
     @property
     def suggestion(self) -> tuple[str, ...]:
@@ -74,22 +85,44 @@ class Comparison:
         return {layer: [r for n, r in self.relevance.items() if layers[n] == layer] for layer in sorted_layers(self)}
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form, schema `weightguard-comparison`, version 1."""
+        """The JSON form, which `schema` describes; what is infinite is None."""
+        return finite(self.figures())
+
+    def figures(self) -> dict[str, Any]:
+        """The same as it was computed: a tensor that was zero has grown by infinity."""
         from weightguard.comparison.safety import total
 
+        *commands, why = self.suggestion or (None,)
         whole = total(self.relevance.values()).as_dict() if self.relevance else None
         layers = {str(layer): total(parts).as_dict() for layer, parts in self._relevance_by_layer().items()}
-        kept = ("reshaped", "unread", "only_model", "only_base")
         return {
             "schema": SCHEMA, "version": VERSION, "model": self.model, "base": self.base, "aligned": self.aligned,
             "unaligned": self.unaligned, "relation": self.matching.relation,
-            "not_compared": {key: list(getattr(self.matching, key)) for key in kept},
-            "verdict": dataclasses.asdict(self.verdict), "repair": list(self.suggestion), "notes": list(self.notes),
+            "not_compared": {
+                **{reason: list(names) for reason, names in self.gaps.items()},
+                "rows": {c.name: c.rows_left_out for c in self.changes if c.rows_left_out},
+            },
+            "verdict": dataclasses.asdict(self.verdict), "notes": list(self.notes),
+            "repair": {"commands": list(commands), "reason": why},
             "problems": list(self.problems), "tensors": [c.as_dict() for c in self.changes],
             "heat": [dataclasses.asdict(cell) for cell in self.heat.cells],
             "spectra": {name: spectrum.as_dict() for name, spectrum in self.spectra.items()},
             "alignment": {"total": whole, "layers": layers, "tensors": {n: r.as_dict() for n, r in self.relevance.items()}},
         }  # fmt: skip
+
+
+def finite(value: Any) -> Any:
+    """JSON knows no infinity: None instead, at any depth."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def schema(name: str) -> str:
+    """The JSON Schema of an output: `comparison` or `activations`."""
+    return resources.files("weightguard.comparison").joinpath(f"{name}.schema.json").read_text()
 
 
 def sorted_layers(found: Comparison) -> list[int]:
@@ -120,6 +153,7 @@ def run_compare(
         raise UsageError("--unaligned: the alignment direction is aligned minus unaligned; give --aligned too")
     model, origin, notes = _sides(reference, base or aligned, offline)
     others = {k: _reference(v, k, offline) for k, v in (("aligned", aligned), ("unaligned", unaligned)) if v}
+    notes += [note for role, side in others.items() for note in _fitting(origin, role, side)]
     if page is not None:
         parts = [part for side in (model, origin, *others.values()) for part in (side.files, side.adapter)]
         check_apart(page, [part.directory for part in parts if part is not None], "--html")
@@ -132,19 +166,20 @@ def run_compare(
     return Comparison(
         model.label, origin.label, case.matching, case.changes, verdict, (*notes, *_lost(case)), problems, seen,
         relevance, labels.get("aligned"), labels.get("unaligned"), model.adapter is not None,
+        case.gaps,
     )  # fmt: skip
 
 
 def case_of(model: Side, base: Side, others: Mapping[str, Side], progress: Progress) -> tuple[Case, tuple[str, ...]]:
     """(the walk over both sides, what was wrong with tensors)."""
     from weightguard.comparison.case import Case
-    from weightguard.comparison.heat import Cell, Heat  # noqa: F401
     from weightguard.comparison.pairs import match, walk
 
     matching = match(model, base)
     found = list(walk(model, base, matching, progress))
-    odd = tuple(f"tensor {n!r} holds NaN or infinity; it was left out" for n in found if isinstance(n, str))
-    return Case(model, base, matching, tuple(c for c in found if not isinstance(c, str)), others), odd
+    odd = tuple(name for name in found if isinstance(name, str))
+    said = tuple(f"tensor {name!r} holds NaN or infinity; it was left out" for name in odd)
+    return Case(model, base, matching, tuple(c for c in found if not isinstance(c, str)), others, odd), said
 
 
 def _spectra(case: Case, progress: Progress) -> dict[str, Spectrum]:
@@ -164,10 +199,14 @@ def _relevance(case: Case, progress: Progress) -> dict[str, Relevance]:
 def _lost(case: Case) -> list[str]:
     """What could not be compared, in words."""
     grown = [c for c in case.changes if c.rows_left_out]
-    said = [f"{c.name}: {c.rows_left_out} rows are in one of them only (another vocabulary)" for c in grown]
+    sizes = [(side.shape(c.name)[0] for side in (case.model, case.base)) for c in grown]
+    said = [
+        f"{c.name}: {ours} rows against {theirs} (another vocabulary); the first {c.shape[0]} were compared"
+        for c, (ours, theirs) in zip(grown, sizes, strict=True)
+    ]
     for key, words in (("reshaped", "have other shapes"), ("unread", "are stored as packed or 8 bit numbers"),
                        ("only_model", "are in the model only"), ("only_base", "are in the base only")):  # fmt: skip
-        names = getattr(case.matching, key)
+        names = case.gaps[key]
         said += [f"{len(names)} tensors {words} (first: {names[0]})"] if names else []
     return said
 
@@ -224,6 +263,21 @@ def _same(one: Checkpoint, other: Checkpoint) -> bool:
     return os.path.samefile(one.directory, other.directory)
 
 
+def _fitting(base: Side, role: str, side: Side) -> list[str]:
+    """What --aligned or --unaligned lacks of the decoder's matrices. Error: MismatchError where it has none of them."""
+    lost = [name for name in base.linears if not side.holds(name, base.shape(name))]
+    if lost and len(lost) == len(base.linears):
+        raise MismatchError(
+            f"--{role} {side.label}: has none of the {len(lost)} matrices of the decoder blocks in their shape (first: "
+            f"{lost[0]}); give a model of the architecture of {base.label}"
+        )
+    return (
+        [f"--{role} lacks {len(lost)} of {len(base.linears)} matrices (first: {lost[0]}); they are left out"]
+        if lost
+        else []
+    )
+
+
 def _reference(reference: str, role: str, offline: bool) -> Side:
     from weightguard.comparison.sides import Side
 
@@ -238,4 +292,4 @@ def write_page(found: Comparison, path: Path, *, force: bool) -> None:
     from weightguard.checkpoint.writer import write_file
     from weightguard.comparison.page import page
 
-    write_file(path, page(found.as_dict(), found.changes).encode(), force=force)
+    write_file(path, page(found.figures(), found.entries).encode(), force=force)

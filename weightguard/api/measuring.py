@@ -43,10 +43,11 @@ def compare(
     `aligned`. html: also write the report there. Errors: CheckpointError, UsageError, OutputError, SystemFailure.
     """
     from weightguard.api.comparing import run_compare, write_page
-    from weightguard.checkpoint.writer import check_free
+    from weightguard.checkpoint.writer import check_directory, check_free
 
     if html is not None:
         check_free(Path(html), force=force)
+        check_directory(Path(html))
     references = (text(base), text(aligned), text(unaligned))
     page = None if html is None else Path(html)
     found = run_compare(str(model), *references, spectra=spectra, offline=offline, progress=progress, page=page)

@@ -15,7 +15,6 @@ from weightguard.api.needs import Data, Notes, gather
 from weightguard.api.reporting import Report, changes_of
 from weightguard.api.strength import Calibration, planned, weakest
 from weightguard.api.subject import Subject, open_subject
-from weightguard.api.suggesting import advice
 from weightguard.checkpoint.writer import check_free, write_file
 from weightguard.errors import UsageError
 from weightguard.methods import method_class
@@ -34,7 +33,6 @@ class Output:
     """Where the result goes. dry_run: the plan only. verify_write: read everything again after it was written.
 
     resume: keep the shards that a killed run at the same output finished.
-    suggest: also say which repair fits what was done to the model, which reads and sketches both sides once.
     """
 
     out: str | None = None
@@ -43,7 +41,6 @@ class Output:
     save_plan: str | None = None
     verify_write: bool = True
     resume: bool = False
-    suggest: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def run_repair(
     if behaviour is not None:
         inputs = behaviour_inputs(behaviour, inputs, subject, running, progress)
     method, plan, calibration = _planned(method, strength, subject, inputs, data, running, notes, progress)
-    notes.add(*plan.notes, *(advice(subject) if output.suggest else ()))
+    notes.add(*plan.notes)
     refusals = _refusals(method, plan, inputs, subject, behaviour, running)
     command = command_line(method_name, method, subject, data, strength, ["--validate"] if split else [])
     if output.save_plan:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from weightguard.api.demonstrating import Demo
     from weightguard.api.repairing import Repair
     from weightguard.api.reporting import RoleChange
+    from weightguard.api.suggesting import Suggestion
     from weightguard.rewrite import Manifest, Verified
 
 
@@ -35,7 +36,6 @@ def repair(
     dry_run: bool = False,
     force: bool = False,
     save_plan: str | Path | None = None,
-    suggest: bool = False,
     validate: bool = False,
     evaluation: Sequence[str] = (),
     verify_write: bool = True,
@@ -63,7 +63,7 @@ def repair(
     from weightguard.methods import method_class
 
     data = Data(harmful, utility, safety, benign, text(stats), unaligned, text(neurons), limit)
-    output = Output(text(out), force, dry_run, text(save_plan), verify_write, resume, suggest)
+    output = Output(text(out), force, dry_run, text(save_plan), verify_write, resume)
     running = Running(device, dtype, threads, max_length, as_bytes(max_memory))
     if not validate:
         if evaluation:
@@ -82,6 +82,23 @@ def repair(
         )  # fmt: skip
         seen = before_and_after(str(model), str(out), aligned, used, sets, running, offline, progress)
     return replace(made, validation=seen)
+
+
+def suggest(
+    model: str,
+    *,
+    aligned: str | None = None,
+    out: str | Path | None = None,
+    offline: bool = False,
+    progress: Progress = silent,
+) -> Suggestion:
+    """Which repair fits what was done to `model` since `aligned`, as commands that write to `out`; nothing is repaired.
+
+    aligned: None for that of the model card or adapter. Errors: as `repair` has when it opens its model.
+    """
+    from weightguard.api.suggesting import run_suggest
+
+    return run_suggest(str(model), text(aligned), text(out), offline=offline, progress=progress)
 
 
 @dataclass(frozen=True)

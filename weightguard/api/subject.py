@@ -162,7 +162,10 @@ def _with_adapter(base: Checkpoint, adapter: Checkpoint, aligned: str | None, sa
     if base.is_adapter or not adapter.is_adapter:
         raise UsageError(f"{base.label}+{adapter.label}: write MODEL+ADAPTER, a full model and then its adapter")
     if aligned is not None and not os.path.samefile(resolve(aligned).directory, base.directory):
-        raise UsageError("--aligned: the reference of MODEL+ADAPTER is MODEL itself; leave --aligned out")
+        raise UsageError(
+            f"--base, or --aligned: what MODEL+ADAPTER is measured from is MODEL itself, {base.label}; leave it out. To undo "
+            f"what was done to MODEL since another model, repair MODEL alone and put the adapter over the result"
+        )
     check_editable(base)
     others = bypassing(adapter)
     notes = [f"aligned reference: {said}"]

@@ -220,10 +220,12 @@ def _in_words(error: BaseException, repo: str, revision: str | None) -> Weightgu
             return _refusal(link, ref, f"{constants.ENDPOINT}/{repo}")
         if type(link).__module__.startswith("httpx"):
             why = f"the connection to {constants.ENDPOINT} failed ({type(link).__name__})"
-            return SystemFailure(f"{ref}: {why}; try again later")
+            return SystemFailure(f"{ref}: no such directory, and {why}; try again later")
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is None:
         part = "only in part in" if type(error).__name__ == "IncompleteSnapshotError" else "not in"
-        return CheckpointError(f"{ref}: {part} the local cache, and offline; run once with network access")
+        return CheckpointError(
+            f"{ref}: no such directory, and {part} the local cache, and offline; run once with network access"
+        )
     if isinstance(error, OSError) and error.strerror:
         return SystemFailure(f"{ref}: the hub cache cannot be written: {error.strerror}: {error.filename}")
     said = str(error).strip().partition("\n")[0][:200]

@@ -100,6 +100,12 @@ def check_parent(path: Path) -> None:
         raise SystemFailure(f"{path}: cannot be written, {above.name} is not a directory; give another name")
 
 
+def check_directory(path: Path) -> None:
+    """Refuse a name in a directory that is not there, for what people name by hand: a typing error makes no directory."""
+    if not path.parent.is_dir():
+        raise SystemFailure(f"{path}: cannot be written, there is no directory {path.parent}; make it first")
+
+
 def check_apart(target: Path, inputs: Iterable[Path], flag: str = "-o") -> None:
     """Refuse a target that is an input, lies in one or holds one: an input is never changed. Error: UsageError."""
     place = Path(os.path.realpath(target))

@@ -43,6 +43,14 @@ def cli() -> None:
 )
 @click.option("--html", help="Also write the comparison to this file, as one page.")
 @click.option("--force", is_flag=True, help="Replace the page.")
+@click.option(
+    "--schema",
+    type=click.Choice(["comparison", "activations"]),
+    is_eager=True,
+    expose_value=False,
+    callback=screen_compare.show_schema,
+    help="Print the JSON Schema of what --base or --activations give as --format json, and nothing else.",
+)
 @options.common
 def inspect(
     model: str,
@@ -151,7 +159,9 @@ def neurons(context: click.Context, form: str, rank: bool, **values: Any) -> Non
 @click.option("--limit", type=int, help="Take the first rows of each data set only.")
 @click.option("--dry-run", is_flag=True, help="Show the plan, write nothing.")
 @click.option(
-    "--suggest", is_flag=True, help="Also say what was done to MODEL and which repair fits; reads both models."
+    "--suggest",
+    is_flag=True,
+    help="Only say what was done to MODEL and the command of the repair that fits, with the reason.",
 )
 @click.option(
     "--validate", is_flag=True, help="Then measure MODEL before and after, on prompts that the repair did not see."
@@ -169,12 +179,27 @@ def neurons(context: click.Context, form: str, rank: bool, **values: Any) -> Non
 @options.running
 @options.memory
 @options.common
-def repair(form: str, **values: Any) -> None:
+@click.pass_context
+def repair(context: click.Context, form: str, suggest: bool, **values: Any) -> None:
     """Repair MODEL and write the result, with its manifest and card, to OUT."""
+    if suggest:
+        _suggest(context, form, values)
+        return
     chosen = options.given(values)
     with screen.progress() as progress:
         result = api.repair(**values, **chosen, progress=progress)
     screen.show_repair(result, form)
+
+
+def _suggest(context: click.Context, form: str, values: dict[str, Any]) -> None:
+    used = ("model", "aligned", "out", "offline")
+    others = (name for name in values if name not in (*used, "dry_run"))
+    lost = next((n for n in others if context.get_parameter_source(n) is not ParameterSource.DEFAULT), None)
+    if lost is not None:
+        raise click.UsageError(f"--{lost.replace('_', '-')} does not go with --suggest, which repairs nothing")
+    with screen.progress() as progress:
+        found = api.suggest(**{name: values[name] for name in used}, progress=progress)
+    screen_compare.show_suggestion(found, form)
 
 
 @cli.command()

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 MODULES = 30  # lines of the table of modules; a large model has hundreds
 _SLOW = "cells"  # a stage each part of which is long enough to be told of
 _BYTES = ("read", "write", "verify", "compare")
+_NOT_SHOWN = re.compile(r"[^\n -~]")
 Report = Callable[[str, int, int], None]
 
 
@@ -97,8 +99,8 @@ def _lines() -> Report:
 
 
 def table(headings: list[str], rows: list[list[str]]) -> None:
-    """Plain columns, the first to the left, the others to the right; as wide as they need to be."""
-    cells = [headings, *rows]
+    """Plain columns, the first to the left, the others to the right; as wide as they need to be, one line a row."""
+    cells = [[_shown(cell) for cell in row] for row in (headings, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headings))]
     for number, row in enumerate(cells):
         line = "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
@@ -106,7 +108,7 @@ def table(headings: list[str], rows: list[list[str]]) -> None:
 
 
 def _shown(path: object) -> str:
-    """A path on one line, whatever characters it has."""
+    """A path or a name on one line, whatever characters it has: nothing in it is obeyed by the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
 
 
@@ -116,18 +118,24 @@ def _json(value: Any) -> None:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # a narrow terminal encoding, or a path that is not UTF-8
         text = json.dumps(value, indent=2, default=str)
-    click.echo(text)
+    click.echo(_NOT_SHOWN.sub(_escaped, text))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """What JSON may hold as it is, and a terminal obeys: DEL, C1 controls, marks that turn the direction of writing."""
+    return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
 
 
 def show_inspection(found: Inspection, form: str, tensors: bool) -> None:
     if form == "json":
         _json(dataclasses.asdict(found))
         return
-    click.echo(f"{found.label}: {found.kind}, {found.architecture or 'unknown architecture'}" + _commit(found.revision))
+    kind = f"{found.kind}, {found.architecture or 'unknown architecture'}"
+    click.echo(_shown(f"{found.label}: {kind}{_commit(found.revision)}"))
     click.echo(f"{found.parameters:,} parameters in {len(found.tensors)} tensors, {found.nbytes / 1e6:,.1f} MB")
-    click.echo(f"dtypes: {_counted(found.counts('dtype'))}")
-    click.echo(f"roles:  {_counted(found.role_counts()) or 'none known'}")
-    click.echo(f"tied:   {', '.join(found.tied) or 'nothing'}\n")
+    click.echo(_shown(f"dtypes: {_counted(found.counts('dtype'))}"))
+    click.echo(_shown(f"roles:  {_counted(found.role_counts()) or 'none known'}"))
+    click.echo(_shown(f"tied:   {', '.join(found.tied) or 'nothing'}") + "\n")
     rows = [
         [n, str(f["tensors"]), f"{f['bytes'] / 1e6:.1f}", f.get("sha256", "not read")] for n, f in found.files.items()
     ]
@@ -138,7 +146,7 @@ def show_inspection(found: Inspection, form: str, tensors: bool) -> None:
         table(["tensor", "dtype", "shape", "role", "sha256"], rows)
     click.echo("\nproblems: " + ("none found" if not found.problems else ""))
     for problem in found.problems:
-        click.echo(f"  ! {problem}")
+        click.echo(_shown(f"  ! {problem}"))
 
 
 def _commit(revision: str | None) -> str:
@@ -180,7 +188,7 @@ def show_neurons(result: Located, form: str) -> None:
         _json({"out": str(result.out), "sha256": found.digest(), "tensors": result.summary(), **shown})
         return
     for note in result.notes:
-        click.echo(f"* {note}", err=True)
+        click.echo(_shown(f"* {note}"), err=True)
     click.echo(f"kind {found.kind} ({found.paper})")
     click.echo("options: " + ", ".join(f"{key} {value}" for key, value in found.options.items()) + "\n")
     marked = {"rank": "directions", "rate": "slow tensors"}.get(result.form, "marked")
@@ -198,7 +206,7 @@ def show_repair(result: Repair, form: str) -> None:
         _json(_repair_json(result))
         return
     for note in report.notes:
-        click.echo(f"* {note}", err=True)
+        click.echo(_shown(f"* {note}"), err=True)
     click.echo(f"method {result.plan.method} ({result.plan.paper}), target {result.plan.target}")
     click.echo("options: " + ", ".join(f"{key} {value}" for key, value in result.plan.options.items()))
     if report.aligned:
@@ -313,7 +321,7 @@ def show_finetune(result: Finetuned, form: str) -> None:
                "losses": result.losses, "salora": result.starts, "manifest": result.manifest.data})  # fmt: skip
         return
     for note in result.notes:
-        click.echo(f"* {note}", err=True)
+        click.echo(_shown(f"* {note}"), err=True)
     data = result.manifest.data
     click.echo("options: " + ", ".join(f"{key} {value}" for key, value in data["options"].items()))
     last = result.losses[-10:]

@@ -14,7 +14,15 @@ from weightguard.comparison.mixes import Mix, mix_of
 from weightguard.comparison.pairs import Matching, TensorChange
 from weightguard.comparison.places import LINEAR_ROLES
 from weightguard.comparison.sides import Side
-from weightguard.comparison.spectra import Spectrum, factored_spectrum, gram_spectrum, levels_of, sketched_spectrum
+from weightguard.comparison.spectra import (
+    Spectrum,
+    factored_spectrum,
+    gram_spectrum,
+    levels_of,
+    over,
+    sketched_spectrum,
+    unit_of,
+)
 from weightguard.statistics.removal import Removed, common_direction, own_direction, removed
 from weightguard.statistics.subspace import Direction, rounding_of
 
@@ -26,13 +34,17 @@ EXACT_SIDE = 512  # up to here a Gram matrix costs less than a sketch
 
 @dataclass(frozen=True)
 class Case:
-    """MODEL against BASE: tensors that pair, what each says, and other references (`aligned`, `unaligned`) by name."""
+    """MODEL against BASE: tensors that pair, what each says, and other references (`aligned`, `unaligned`) by name.
+
+    not_finite: names of tensors that pair and hold NaN or infinity on a side.
+    """
 
     model: Side
     base: Side
     matching: Matching
     changes: tuple[TensorChange, ...]
     others: Mapping[str, Side] = field(default_factory=dict)
+    not_finite: tuple[str, ...] = ()
 
     @cached_property
     def changed(self) -> tuple[TensorChange, ...]:
@@ -50,10 +62,28 @@ class Case:
     @cached_property
     def is_complete(self) -> bool:
         """Every tensor of either side was compared; of a tied model a head may be in one of them alone."""
-        matching = self.matching
-        alone = [n for n in (*matching.only_model, *matching.only_base) if not n.endswith("lm_head.weight")]
-        lost = alone or matching.reshaped or matching.unread or len(self.changes) < len(matching.common)
+        lost = [name for names in self.gaps.values() for name in names if not name.endswith("lm_head.weight")]
         return not lost and not any(c.rows_left_out for c in self.changes)
+
+    @cached_property
+    def gaps(self) -> dict[str, tuple[str, ...]]:
+        """Names of what could not be compared, by reason; see `Matching`, and `not_finite`."""
+        found = self.matching
+        return {
+            "reshaped": found.reshaped, "unread": found.unread, "only_model": found.only_model,
+            "only_base": found.only_base, "not_finite": self.not_finite,
+        }  # fmt: skip
+
+    @cached_property
+    def compared_share(self) -> float:
+        """Share of the numbers that MODEL's files hold which were compared."""
+        whole = sum(info.numel for info in self.model.files.tensors.values())
+        return sum(c.entries for c in self.changes) / whole if whole else 0.0
+
+    @cached_property
+    def is_adapter(self) -> bool:
+        """MODEL is an adapter over BASE itself, so D is s·B·A and nothing else."""
+        return bool(self.model.pairs) and self.model.files is self.base.files
 
     def delta(self, name: str) -> Direction:
         """D of one tensor, read anew by row blocks at every pass."""
@@ -63,18 +93,24 @@ class Case:
     def spectrum(self, change: TensorChange, *, exact: bool) -> Spectrum:
         """Singular values of D of one tensor; of an adapter over its own base from its factors."""
         update = self.model.update(change.name)
-        if update is not None and self.model.files is self.base.files:
+        if update is not None and self.is_adapter:
             return factored_spectrum(update)
-        delta = self.delta(change.name)
+        unit = unit_of(change.largest)
+        delta = over(self.delta(change.name), unit)
         levels = levels_of(delta, rounding_share(change))
         if exact or min(change.shape) <= EXACT_SIDE:
-            return gram_spectrum(delta, levels)
-        return sketched_spectrum(delta, change.update_norm, levels)
+            return gram_spectrum(delta, levels).times(unit)
+        return sketched_spectrum(delta, change.update_norm / unit, levels).times(unit)
+
+    @cached_property
+    def few_linears(self) -> tuple[TensorChange, ...]:
+        """The changed linears of a few layers, evenly spread."""
+        return tuple(_spread(self.linears, LAYERS))
 
     @cached_property
     def spectra(self) -> dict[str, Spectrum]:
-        """Spectra of the changed linears of a few layers, evenly spread."""
-        return {c.name: self.spectrum(c, exact=False) for c in _spread(self.linears, LAYERS)}
+        """Spectra of `few_linears`."""
+        return {c.name: self.spectrum(c, exact=False) for c in self.few_linears}
 
     @cached_property
     def writers(self) -> tuple[TensorChange, ...]:
@@ -102,9 +138,10 @@ class Case:
         return {label: self._mixed(other) for label, other in self.others.items()}
 
     def _mixed(self, other: Side) -> list[Mix]:
-        names = [c for c in self.changed if c.is_matrix and c.name in other.files.tensors]
-        fit = [c for c in names if other.shape(c.name) == c.shape and other.is_float(c.name)]
-        return [mix_of(c, self.model.rows(c.name), self.base.rows(c.name), other.rows(c.name)) for c in fit]
+        fit = [c for c in self.changed if c.is_matrix and other.holds(c.name, c.shape)]
+        return [
+            mix_of(c, self.model.rows(c.name), self.base.rows(c.name), other.rows(c.name), other.label) for c in fit
+        ]
 
 
 def rounding_share(change: TensorChange) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from weightguard.comparison.pairs import TensorChange
@@ -23,7 +23,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Heat:
-    """layers and roles in order; a pair of them that no tensor has is absent."""
+    """layers and roles in order, the roles that lie outside the layers too; a pair that no tensor has is absent."""
 
     layers: tuple[int, ...]
     roles: tuple[str, ...]
@@ -33,8 +33,20 @@ class Heat:
     def largest(self) -> float:
         return max((c.value for c in self.cells if math.isfinite(c.value)), default=0.0)
 
-    def cell(self, layer: int | None, role: str) -> Cell | None:
-        return next((c for c in self.cells if (c.layer, c.role) == (layer, role)), None)
+    def lines(self, most: int) -> list[tuple[str, dict[str, Cell]]]:
+        """(layer, its cells by role), with a last line for what lies outside the layers.
+
+        Of more than `most` layers neighbours share a line, and of their cells the largest is shown: none is left out.
+        """
+        step = max(1, math.ceil(len(self.layers) / most))
+        groups = [self.layers[at : at + step] for at in range(0, len(self.layers), step)]
+        found = [(f"{g[0]}-{g[-1]}" if len(g) > 1 else str(g[0]), self._largest(g)) for g in groups]
+        outside = self._largest((None,))
+        return [*found, ("outer", outside)] if outside else found
+
+    def _largest(self, layers: Sequence[int | None]) -> dict[str, Cell]:
+        inside = sorted((c for c in self.cells if c.layer in layers), key=lambda cell: cell.value)
+        return {cell.role: cell for cell in inside}
 
 
 def heat_of(changes: Iterable[TensorChange]) -> Heat:
@@ -44,8 +56,8 @@ def heat_of(changes: Iterable[TensorChange]) -> Heat:
         groups.setdefault((change.layer, change.role), []).append(change)
     cells = tuple(_cell(*place, group) for place, group in groups.items())
     layers = sorted({c.layer for c in cells if c.layer is not None})
-    inside = {c.role for c in cells if c.layer is not None}
-    return Heat(tuple(layers), tuple(role for role in ROLES if role in inside), cells)
+    seen = {c.role for c in cells}
+    return Heat(tuple(layers), tuple(role for role in ROLES if role in seen), cells)
 
 
 def _cell(layer: int | None, role: str, group: list[TensorChange]) -> Cell:

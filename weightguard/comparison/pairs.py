@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy
 import torch
 
+from weightguard.comparison.grids import Grid, grids_of
 from weightguard.comparison.places import short_name
 from weightguard.comparison.samples import CASTS, Sample, corner_of, name_of, sampled, still_cast, still_held
 from weightguard.comparison.sides import Side
@@ -18,6 +19,13 @@ from weightguard.kernels import ops
 
 Progress = Callable[[str, int, int], None]
 BLOCK = 1 << 20  # entries of a row block: one of each side is all that is held
+LINE = 1 << 14  # entries that a kernel sums in float64 before they are added exactly
+
+
+RELATIONS = (
+    "same layout", "other vocabulary", "other depth", "other storage", "other architecture", "nothing in common",
+)  # fmt: skip
+PACKED = ("I32", "I8", "U8", "F8_E4M3", "F8_E5M2")
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,7 @@ class Matching:
     """Names by what can be compared. `common`: name -> rows compared, fewer than stored where only the vocabulary differs.
 
     `reshaped`: in both with shapes that do not fit; `unread`: in both, but stored as packed integers or 8 bit floats.
+    `relation`: one of RELATIONS.
     """
 
     common: dict[str, int]
@@ -32,14 +41,7 @@ class Matching:
     unread: tuple[str, ...] = ()
     only_model: tuple[str, ...] = ()
     only_base: tuple[str, ...] = ()
-
-    @property
-    def relation(self) -> str:
-        """same layout, other vocabulary, other architecture, or nothing in common."""
-        if not self.common:
-            return "nothing in common"
-        lost = len(self.reshaped) + len([n for n in (*self.only_model, *self.only_base) if "lm_head" not in n])
-        return "same layout" if not lost else "other architecture"
+    relation: str = RELATIONS[0]
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class TensorChange:
         """What the first rows of both sides, `corner`, show; None for a vector and where nothing changed."""
         return None if self.corner is None else sampled(*self.corner)
 
+    @cached_property
+    def grids(self) -> tuple[Grid, ...]:
+        """On what grids of few bits the first rows lie, by group size; none for a vector."""
+        return () if self.corner is None else grids_of(*(side.float() for side in self.corner))
+
     @property
     def relative(self) -> float:
         """‖D‖/‖W_base‖."""
@@ -105,13 +112,41 @@ def match(model: Side, base: Side) -> Matching:
     both = [name for name in ours if name in theirs]
     unread = tuple(n for n in both if not (model.is_float(n) and base.is_float(n)))
     common = {n: rows for n in both if n not in unread and (rows := _rows(model, base, n)) is not None}
-    return Matching(
+    found = Matching(
         common,
         tuple(n for n in both if n not in common and n not in unread),
         unread,
         tuple(n for n in ours if n not in theirs),
         tuple(n for n in theirs if n not in ours),
     )
+    return dataclasses.replace(found, relation=_relation(model, base, found))
+
+
+def _relation(model: Side, base: Side, found: Matching) -> str:
+    """How the layouts lie to each other; a head that one of them ties is no difference."""
+    if not found.common:
+        return "nothing in common"
+    alone = [(side, n) for side, names in ((model, found.only_model), (base, found.only_base)) for n in names]
+    alone = [(side, n) for side, n in alone if "lm_head" not in n]
+    if found.unread or any(_is_packed(side, name) for side, name in alone):
+        return "other storage"
+    if found.reshaped or not _only_deeper(model, base, alone):
+        return "other architecture"
+    if alone:
+        return "other depth"
+    grown = any(model.shape(n)[0] != base.shape(n)[0] for n in found.common)
+    return "other vocabulary" if grown else "same layout"
+
+
+def _is_packed(side: Side, name: str) -> bool:
+    info = side.files.info(name)
+    return info.dtype in PACKED and len(info.shape) == 2
+
+
+def _only_deeper(model: Side, base: Side, alone: list[tuple[Side, str]]) -> bool:
+    """What one side has alone are whole layers that the other lacks."""
+    both = {place.layer for place in model.places.values()} & {place.layer for place in base.places.values()}
+    return not any(side.places[name].layer in both for side, name in alone)
 
 
 def _rows(model: Side, base: Side, name: str) -> int | None:
@@ -172,7 +207,7 @@ class _Sums:
 
     def add(self, ours: torch.Tensor, theirs: torch.Tensor) -> bool:
         a, b = of_one_dtype(ours, theirs)
-        pair = ops.pair_statistics(a, b)
+        pair = ops.pair_statistics(_in_lines(a), _in_lines(b))
         if not pair.finite:
             return False
         for key, values in self.parts.items():
@@ -198,6 +233,13 @@ class _Sums:
         )  # fmt: skip
 
 
+def _in_lines(block: torch.Tensor) -> torch.Tensor:
+    """The block with rows put together to up to LINE entries: the sums of every row are added in Python."""
+    rows, columns = block.shape
+    together = math.gcd(rows, max(1, LINE // max(1, columns)))
+    return block.reshape(rows // together, together * columns)
+
+
 def _zeroed(a: torch.Tensor, b: torch.Tensor) -> int:
     """Entries that are 0 in a and not in b; most blocks hold no 0 at all."""
     return int(((a == 0) & (b != 0)).sum()) if _has_zero(a) else 0
@@ -207,7 +249,8 @@ def _has_zero(block: torch.Tensor) -> bool:
     """Whether any entry is 0 or −0 (the least integer), from the bits: several times faster than comparing floats."""
     kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[block.dtype.itemsize]
     bits = block.contiguous().view(kind).numpy()
-    return bool(numpy.count_nonzero(bits) < bits.size or bits.min() == numpy.iinfo(bits.dtype).min)
+    unsigned = bits.view(f"u{bits.dtype.itemsize}")
+    return bits.size > 0 and bool(unsigned.min() == 0 or bits.min() == numpy.iinfo(bits.dtype).min)
 
 
 def _cosine(dot: float, a: float, b: float) -> float | None:

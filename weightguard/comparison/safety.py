@@ -13,9 +13,12 @@ from dataclasses import dataclass
 import torch
 
 from weightguard.comparison.case import Case
-from weightguard.comparison.pairs import Progress, TensorChange
+from weightguard.comparison.pairs import Progress
+from weightguard.comparison.sides import Side
+from weightguard.errors import CheckpointError
 from weightguard.statistics.subspace import Direction, leading_left
 
+ROWS = 256  # of a product that is summed and not kept
 TOP = 6  # as many leading directions as LoX restores by default
 
 
@@ -87,31 +90,58 @@ def total(parts: Iterable[Relevance]) -> Relevance:
 def relevance_map(case: Case, progress: Progress) -> dict[str, Relevance]:
     """Every changed decoder linear that both references hold in its shape."""
     aligned, unaligned = case.others["aligned"], case.others["unaligned"]
-    names = [c for c in case.linears if all(_fits(side, c) for side in (aligned, unaligned))]
+    names = [c for c in case.linears if aligned.holds(c.name, c.shape) and unaligned.holds(c.name, c.shape)]
     found = {}
     for done, change in enumerate(names, 1):
-        v = Direction(aligned.rows(change.name, held=True), unaligned.rows(change.name, held=True), change.shape)
-        found[change.name] = _relevance(case.delta(change.name), v)
+        v = Direction(aligned.rows(change.name), unaligned.rows(change.name), change.shape)
+        seen = _relevance(case.delta(change.name), v)
+        if seen is None:
+            raise CheckpointError(
+                f"tensor {change.name!r} of {_odd(change.name, aligned, unaligned)} holds NaN or infinity"
+            )
+        found[change.name] = seen
         progress("alignment", done, len(names))
     return found
 
 
-def _fits(side, change: TensorChange) -> bool:
-    name = change.name
-    return name in side.files.tensors and side.is_float(name) and side.shape(name) == change.shape
+def _odd(name: str, aligned: Side, unaligned: Side) -> str:
+    side = unaligned if bool(torch.isfinite(aligned.rows(name)(0, aligned.shape(name)[0])).all()) else aligned
+    return side.label
 
 
-def _relevance(delta: Direction, v: Direction) -> Relevance:
-    d = torch.cat([rows for _, _, rows in delta.blocks()])
-    square, size = float((d * d).sum()), v.square()
+def _relevance(delta: Direction, v: Direction) -> Relevance | None:
+    """None where V holds NaN or infinity. Two Gram matrices of the smaller side are held, in float64, and row blocks."""
+    square, size = delta.square(), v.square()
+    if not math.isfinite(size):
+        return None
     if size == 0:
         return Relevance(square, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    through = v.times_gram(d)
-    count = min(TOP, *delta.shape)
-    basis = leading_left(v, count)
-    top, of_v = basis.T @ d, v.transposed_times(basis).T
-    dot = math.fsum(float((rows * d[i:j]).sum()) for i, j, rows in v.blocks())
+    count, gram = min(TOP, *delta.shape), v.gram()
+    basis = leading_left(v, count, gram)
+    projected, along = _projected(delta, v, gram)
+    top, of_v = delta.transposed_times(basis), v.transposed_times(basis)
+    dot = math.fsum(float((rows * delta.rows(i, j)).sum()) for i, j, rows in v.blocks())
     return Relevance(
-        square, size, float((through * through).sum()), float((through * d).sum()), float((top * top).sum()), dot,
-        count / delta.shape[0] * square, float((top * of_v).sum()), float((of_v * of_v).sum()),
+        square, size, projected, along, float((top * top).sum()), dot, count / delta.shape[0] * square,
+        float((top * of_v).sum()), float((of_v * of_v).sum()),
     )  # fmt: skip
+
+
+def _projected(delta: Direction, v: Direction, gram: torch.Tensor) -> tuple[float, float]:
+    """‖V·Vᵀ·D‖² and <V·Vᵀ·D, D>, without that product: from G = V·Vᵀ and D·Dᵀ, or from G = Vᵀ·V and M = Vᵀ·D.
+
+    ‖G·D‖² = <G·G, D·Dᵀ>; ‖V·M‖² = <G·M, M>.
+    """
+    if delta.shape[0] <= delta.shape[1]:
+        right = delta.gram()
+        return _inner(gram, gram, right), float((gram * right).sum())
+    through = torch.zeros(delta.shape[1], delta.shape[1], dtype=torch.float64)
+    for panel in v.panels():
+        through.addmm_(v.rows(*panel).T, delta.rows(*panel))
+    return _inner(gram, through, through), float((through * through).sum())
+
+
+def _inner(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> float:
+    """<A·B, C> by rows of A."""
+    parts = (float(((a[i : i + ROWS] @ b) * c[i : i + ROWS]).sum()) for i in range(0, len(a), ROWS))
+    return math.fsum(parts)

@@ -6,6 +6,7 @@ ranks count what lies above both. A sketch's values are lower bounds of the true
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from weightguard.weights import LowRank
 SHOWN = 16  # leading values in reports
 STEPS = 4
 SKETCH = 160  # directions of a sketch: ranks up to here are told apart
+HUGE = 2.0**30
 ABOVE = 1.2  # of the floor
 EDGE_BIAS = 0.95  # the edge of large matrices over what noise_level finds of them, on which all limits were set
 GRAM_LOSS, SKETCH_LOSS = 3e-8, 1e-6  # of the largest value: what computing leaves, float64 squared and float32
@@ -76,11 +78,31 @@ class Spectrum:
         """Share of ‖D‖² in the leading `rank` directions."""
         return math.fsum(v * v for v in self.values[:rank]) / (self.norm**2) if self.norm else 0.0
 
+    def times(self, unit: float) -> Spectrum:
+        """The spectrum of unit·D."""
+        values = tuple(value * unit for value in self.values)
+        sizes = {key: getattr(self, key) * unit for key in ("norm", "floor", "noise")}
+        return dataclasses.replace(self, values=values, **sizes)
+
     def as_dict(self) -> dict:
         return {
             "exact": self.exact, "values": list(self.values[:SHOWN]), "norm": self.norm, "floor": self.floor,
             "noise": self.noise, "rank": self.rank, "effective_rank": self.effective_rank, "stable_rank": self.stable_rank,
         }  # fmt: skip
+
+
+def unit_of(largest: float) -> float:
+    """A power of two to divide both sides by, whose squares would else leave float32; 1 for weights as they mostly are."""
+    return 2.0 ** math.floor(math.log2(largest)) if largest > HUGE else 1.0
+
+
+def over(delta: Direction, unit: float) -> Direction:
+    """D/unit, both sides divided."""
+    if unit == 1:
+        return delta
+    return dataclasses.replace(
+        delta, aligned=lambda i, j: delta.aligned(i, j) / unit, unaligned=lambda i, j: delta.unaligned(i, j) / unit
+    )
 
 
 def gram_spectrum(delta: Direction, levels: Levels) -> Spectrum:

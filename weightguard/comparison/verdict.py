@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightguard.comparison.calibration import confidence
-from weightguard.comparison.case import Case
+from weightguard.comparison.case import Case, middle
 from weightguard.comparison.finding import Finding
 from weightguard.comparison.kinds import KINDS
+from weightguard.comparison.places import ROLES
 
 UNKNOWN = "unknown"
 
@@ -37,15 +38,27 @@ def judge(case: Case) -> Verdict:
             said = tuple(check.said for check in found.checks)
             return Verdict(found.kind, confidence(found.kind, found.margin), found.margin, said, dict(found.details))
         failed += [] if found is None else [found]
-    return _unknown(failed)
+    return _unknown(case, failed)
 
 
-def _unknown(failed: list[Finding]) -> Verdict:
+def _unknown(case: Case, failed: list[Finding]) -> Verdict:
     if not failed:
-        return Verdict(UNKNOWN, confidence(UNKNOWN, 1.0), 1.0, ("no kind could be asked about",), {})
+        return Verdict(
+            UNKNOWN, confidence(UNKNOWN, 1.0), 1.0, (_seen(case), "no kind is about changes of these alone"), {}
+        )
     best = max(failed, key=lambda f: (f.margin, sum(c.margin >= 0 for c in f.checks)))
     lost = "; ".join(c.said for c in best.checks if c.margin < 0)
     margin = min(1.0, -best.margin)
-    return Verdict(
-        UNKNOWN, confidence(UNKNOWN, margin), margin, (f"no kind fits; the nearest, {best.kind}, fails on: {lost}",), {}, best.kind
-    )  # fmt: skip
+    said = (_seen(case), f"no kind fits; the nearest, {best.kind}, fails on: {lost}")
+    return Verdict(UNKNOWN, confidence(UNKNOWN, margin), margin, said, {}, best.kind)
+
+
+def _seen(case: Case) -> str:
+    """What changed, where no kind says it."""
+    changed = case.changed
+    roles = ", ".join(role for role in ROLES if any(c.role == role for c in changed))
+    entries, size = middle([c.changed_share for c in changed]), middle([c.relative for c in changed])
+    return (
+        f"{len(changed)} of {len(case.changes)} tensors changed ({roles}): {100 * entries:.3g} % of the entries of the "
+        f"middle one, by {size:.3g} of the size of its weights"
+    )

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from weightguard.statistics.removal import Removed
     from weightguard.statistics.subspace import Direction
 
+UNDER = (
+    "if the model under the adapter was abliterated, repair that alone: weightguard repair MODEL --method undo-abliteration "
+    "--base BASE -o OUT, and put the adapter over OUT"
+)
 SEARCHED = 16  # matrices that are held at once while the direction is looked for
 
 
@@ -73,14 +77,16 @@ class UndoAbliteration:
         from weightguard.statistics.removal import common_direction, removed
 
         names = [name for name, linear in inputs.linears.items() if linear.writes]
+        if inputs.sources.merged is not None and len(names) < 2:
+            raise UsageError(f"--method undo-abliteration: the adapter changes no o and down projections; {UNDER}")
         direction = common_direction([_delta(inputs, name) for name in _spread(names)])
         if direction is None:
             raise UsageError("--method undo-abliteration: o and down are the base's own; there is nothing to put back")
         found = {name: seen for name in names if self._lost(seen := removed(_delta(inputs, name), direction))}
         if len(found) < 2:
             raise UsageError(
-                "--method undo-abliteration: no direction is missing from o and down that the base has; "
-                "`weightguard inspect MODEL --base BASE` says what was changed"
+                "--method undo-abliteration: no one direction is missing from o and down that the base has; "
+                + (UNDER if inputs.sources.merged else "`weightguard inspect MODEL --base BASE` says what was changed")
             )
         return direction, found
 

@@ -11,12 +11,15 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy
 import torch
 
 from weightguard.errors import UsageError
 from weightguard.kernels import ops
 from weightguard.weights import Rows, Whole
 
+PANEL = 1 << 21  # entries of a row block that is multiplied with another: 16 MB in float64
+DENSE = 512  # sides up to which all eigenvectors cost no more than the leading ones
 Project = Callable[[torch.Tensor], torch.Tensor]
 # Rounding to a stored dtype moves a value by u of its size at most, half of that on average: half the unit roundoff.
 _ROUNDING = {"BF16": 2.0**-9, "F16": 2.0**-12, "F32": 2.0**-25, "F64": 2.0**-54}
@@ -62,17 +65,28 @@ class Direction:
         """V·x: (in, n) to (out, n)."""
         return torch.cat([rows @ x for _, _, rows in self.blocks()])
 
+    def panels(self) -> list[tuple[int, int]]:
+        """Row blocks (start, stop) of about PANEL entries, for products of two of them."""
+        step = max(1, PANEL // max(1, self.shape[1]))
+        return [(start, min(start + step, self.shape[0])) for start in range(0, self.shape[0], step)]
+
     def gram(self) -> torch.Tensor:
-        """V·Vᵀ (out, out) where out <= in, else Vᵀ·V (in, in)."""
+        """V·Vᵀ (out, out) where out <= in, else Vᵀ·V (in, in). Beside it two panels of V are held."""
         if self.shape[0] > self.shape[1]:
             product = torch.zeros(self.shape[1], self.shape[1], dtype=torch.float64)
-            for _, _, rows in self.blocks():
+            for panel in self.panels():
+                rows = self.rows(*panel)
                 product += rows.T @ rows
             return product
-        return torch.cat([self._against_all(rows) for _, _, rows in self.blocks()])
-
-    def _against_all(self, rows: torch.Tensor) -> torch.Tensor:
-        return torch.cat([rows @ others.T for _, _, others in self.blocks()], dim=1)
+        product = torch.empty(self.shape[0], self.shape[0], dtype=torch.float64)
+        panels = self.panels()
+        for at, (start, stop) in enumerate(panels):
+            rows = self.rows(start, stop)
+            product[start:stop, start:stop] = rows @ rows.T
+            for i, j in panels[at + 1 :]:
+                product[start:stop, i:j] = rows @ self.rows(i, j).T
+                product[i:j, start:stop] = product[start:stop, i:j].T
+        return product
 
     def _stored(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Both sides as tensors, where they are there as a whole and in at most float32."""
@@ -182,17 +196,29 @@ def largest_square(direction: Direction) -> float:
         column = torch.from_numpy(x.reshape(-1, 1).copy())
         return direction.times(direction.transposed_times(column)).numpy().reshape(-1)
 
-    # A constant could be orthogonal to the first direction of a structured V; this start has no structure.
-    start = torch.frac(torch.arange(1, size + 1, dtype=torch.float64) * 0.6180339887498949).numpy() - 0.25
     operator = LinearOperator((size, size), matvec=through, dtype="float64")
-    return float(eigsh(operator, k=1, v0=start, tol=0, return_eigenvectors=False)[0])
+    return float(eigsh(operator, k=1, v0=_start(size), tol=0, return_eigenvectors=False)[0])
 
 
-def leading_left(direction: Direction, count: int) -> torch.Tensor:
+def _start(size: int) -> numpy.ndarray:
+    """Where Lanczos begins. A constant could be orthogonal to the first direction of a structured V; this has no structure."""
+    return torch.frac(torch.arange(1, size + 1, dtype=torch.float64) * 0.6180339887498949).numpy() - 0.25
+
+
+def leading_left(direction: Direction, count: int, gram: torch.Tensor | None = None) -> torch.Tensor:
     """The first `count` left singular vectors (out, count) of V, from the smaller Gram matrix, float64."""
-    vectors = torch.linalg.eigh(direction.gram())[1]
-    first = vectors.flip(1)[:, :count]
+    first = _leading(direction.gram() if gram is None else gram, count)
     return torch.linalg.qr(direction.times(first))[0] if direction.shape[0] > direction.shape[1] else first
+
+
+def _leading(gram: torch.Tensor, count: int) -> torch.Tensor:
+    """The eigenvectors (n, count) of the largest eigenvalues; of a large matrix by Lanczos, which holds no second one."""
+    from scipy.sparse.linalg import eigsh
+
+    if len(gram) <= DENSE:
+        return torch.linalg.eigh(gram)[1].flip(1)[:, :count]
+    values, vectors = eigsh(gram.numpy(), k=count, v0=_start(len(gram)), tol=0)
+    return torch.from_numpy(vectors[:, values.argsort()[::-1]].copy())
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ def look(case: Case) -> Finding | None:
     whole = middle([r.explained for r in case.own_removals.values()])
     sure = (*own.checks, check("which is {share} of their update", whole, 0.8, 1.0))
     sure = (*sure, check("in {value} matrices", len(case.own_removals), 3, 6))
-    stricter = Finding(NAME, sure, own.details)
+    roles = list(dict.fromkeys(c.role for c in case.writers))
+    stricter = Finding(NAME, sure, {**own.details, "roles": roles})
     return stricter if stricter.holds else common
 
 

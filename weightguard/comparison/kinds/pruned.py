@@ -22,10 +22,13 @@ def look(case: Case) -> Finding | None:
         checks.append(check("the other entries moved too", share, 0.15, 0.3))
     else:
         checks.append(Check("all other entries are the base's", 1.0))
-    return Finding(NAME, tuple(checks), {"share": share, "pattern": _pattern(cut), "others_changed": moved > 0.01})
+    details = {"share": share, "pattern": _pattern(cut), "matrices": len(cut), "others_changed": moved > 0.01}
+    return Finding(NAME, tuple(checks), details)
 
 
 def _pattern(cut: list) -> str:
+    if all(c.zeroed == c.entries for c in cut):
+        return "whole matrices"
     samples = [c.sample for c in cut if c.sample is not None]
     patterns = [s.pattern for s in samples if s.pattern]
     if len(patterns) >= 0.9 * len(samples):
