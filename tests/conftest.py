@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: torch must not start threads for all of them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Build = Callable[..., Path]
 
