@@ -255,6 +255,27 @@ def test_no_adapter_holds_experts(checkpoint: Callable[..., Path], files: dict[s
         plan_of(*sides, **files, expert_tokens=-1)
 
 
+def test_three_forwards_in_all(
+    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens that a linear multiplies: of the aligned model those of H, of the tuned one B's, of the repaired one both."""
+    import torch
+
+    tokens: dict[int, int] = {}
+    plain = torch.nn.Linear.forward
+
+    def counting(self: Any, x: Any) -> Any:
+        tokens[id(self)] = tokens.get(id(self), 0) + x.shape[:-1].numel()
+        return plain(self, x)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", counting)
+    sides = checkpoint("llama"), checkpoint("llama", kind="aligned")
+    safety, benign = [([5, 6, 7], [False, False, True])] * 4, [([5, 6, 7, 8, 9], [False] * 4 + [True])] * 3
+    files = write(tmp_path / "h.safetensors", safety), write(tmp_path / "b.safetensors", benign)
+    plan = plan_of(*sides, *files)
+    assert sorted(tokens.values()) == sorted([12, 15, 27] * len(plan.edits))
+
+
 @pytest.fixture
 def pair(checkpoint: Callable[..., Path]) -> SimpleNamespace:
     return SimpleNamespace(tuned=checkpoint("llama"), aligned=checkpoint("llama", kind="aligned"))
