@@ -219,7 +219,7 @@ def test_experts_are_equal_to_a_dense_float64_solve(checkpoint: Callable[..., Pa
         assert numpy.linalg.norm(plan.edits[name].values - w) <= 1e-6 * numpy.linalg.norm(w), name
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "granitemoe", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "granitemoe", "deepseek_v3", "gpt_oss", "qwen3_next"])
 def test_experts_end_whole_and_verified(family: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     """Apart or packed, with shared experts: without safety and ridge every expert is the tuned one."""
     tuned, aligned = checkpoint(family), checkpoint(family, kind="aligned")
@@ -291,7 +291,9 @@ def files(tmp_path: Path) -> dict[str, str]:
 def distance(plan: Any, directory: Path) -> float:
     """Largest relative distance of a planned tensor from the checkpoint's."""
     source = open_checkpoint(resolve(str(directory)))
-    held = {name: source.read(name).numpy() for name in plan.edits}
+    linears = decoder_linears(source.config, source.tensors)
+    read = {name: source.read(name).numpy() for name in plan.edits}
+    held = {name: values.T if linears[name].transposed else values for name, values in read.items()}
     return max(numpy.linalg.norm(e.values - held[n]) / numpy.linalg.norm(held[n]) for n, e in plan.edits.items())
 
 

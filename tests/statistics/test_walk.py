@@ -17,6 +17,7 @@ FAMILIES = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "cohere", "cohere2", "exaone4",
     "granite", "olmo", "olmo2", "smollm3", "stablelm", "glm", "glm4", "gpt_neox", "falcon", "bloom", "phi", "starcoder2",
     "ministral3", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "deepseek_v2", "deepseek_v3",
+    "gpt_oss", "qwen3_next",
 )  # fmt: skip
 
 NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
@@ -39,7 +40,9 @@ def walk_of(directory: Path, given: dict[str, Sequence[Encoded]], **options: Any
 def stock(directory: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(directory, dtype="float32").eval()
+    # gpt-oss alone has kernels for experts that round otherwise
+    options = {"experts_implementation": "eager"} if "gpt_oss" in directory.name else {}
+    return AutoModelForCausalLM.from_pretrained(directory, dtype="float32", **options).eval()
 
 
 def batched(given: Sequence[Encoded], batch_tokens: int = 4096):
@@ -235,7 +238,7 @@ def test_a_missing_tensor_is_named(checkpoint: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize(
     "family, said",
-    [("gpt_oss", "experts"), ("llama4_text", "experts"), ("llava", "a vision tower"), ("opt", "its layers lie deeper")],
+    [("llama4_text", "its router scales"), ("llava", "a vision tower"), ("opt", "its layers lie deeper")],
 )
 def test_what_is_not_walked_is_refused(family: str, said: str, checkpoint: Callable[..., Path]) -> None:
     with pytest.raises(UnsupportedError, match=said):

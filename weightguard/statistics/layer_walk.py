@@ -25,10 +25,6 @@ Values = dict[str, torch.Tensor]
 NOT_WALKED = "{}: cannot be run layer by layer, as this method needs: {}; another method repairs it"
 
 
-# Experts whose tokens the router has scaled, or whose layers run in another way than here: refused, not guessed.
-_NOT_ROUTED = ("gpt_oss", "llama4_text", "qwen3_next")
-
-
 @dataclass
 class _SoFar:
     """How far the layer has been run on a chunk.
@@ -226,11 +222,11 @@ class LayerWalk(Walk):
 
 
 def _check_walkable(checkpoint: Checkpoint) -> None:
-    """Error: UnsupportedError where files and memory name the parts of a layer differently."""
+    """Error: UnsupportedError where a layer runs in another way than here; it is not guessed at."""
     if sees(checkpoint.config):
         raise UnsupportedError(NOT_WALKED.format(checkpoint.label, "a vision tower stands beside the language model"))
-    if checkpoint.config["model_type"] in _NOT_ROUTED:
-        raise UnsupportedError(NOT_WALKED.format(checkpoint.label, "its experts are not walked"))
+    if checkpoint.config["model_type"] == "llama4_text":
+        raise UnsupportedError(NOT_WALKED.format(checkpoint.label, "its router scales what its experts are given"))
 
 
 def _at(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
