@@ -219,7 +219,7 @@ def test_experts_are_equal_to_a_dense_float64_solve(checkpoint: Callable[..., Pa
         assert numpy.linalg.norm(plan.edits[name].values - w) <= 1e-6 * numpy.linalg.norm(w), name
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "granitemoe", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "granitemoe", "deepseek_v3", "gpt_oss", "qwen3_next"])
 def test_experts_end_whole_and_verified(family: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     """Apart or packed, with shared experts: without safety and ridge every expert is the tuned one."""
     tuned, aligned = checkpoint(family), checkpoint(family, kind="aligned")
@@ -255,6 +255,27 @@ def test_no_adapter_holds_experts(checkpoint: Callable[..., Path], files: dict[s
         plan_of(*sides, **files, expert_tokens=-1)
 
 
+def test_three_forwards_in_all(
+    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens that a linear multiplies: of the aligned model those of H, of the tuned one B's, of the repaired one both."""
+    import torch
+
+    tokens: dict[int, int] = {}
+    plain = torch.nn.Linear.forward
+
+    def counting(self: Any, x: Any) -> Any:
+        tokens[id(self)] = tokens.get(id(self), 0) + x.shape[:-1].numel()
+        return plain(self, x)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", counting)
+    sides = checkpoint("llama"), checkpoint("llama", kind="aligned")
+    safety, benign = [([5, 6, 7], [False, False, True])] * 4, [([5, 6, 7, 8, 9], [False] * 4 + [True])] * 3
+    files = write(tmp_path / "h.safetensors", safety), write(tmp_path / "b.safetensors", benign)
+    plan = plan_of(*sides, *files)
+    assert sorted(tokens.values()) == sorted([12, 15, 27] * len(plan.edits))
+
+
 @pytest.fixture
 def pair(checkpoint: Callable[..., Path]) -> SimpleNamespace:
     return SimpleNamespace(tuned=checkpoint("llama"), aligned=checkpoint("llama", kind="aligned"))
@@ -270,7 +291,9 @@ def files(tmp_path: Path) -> dict[str, str]:
 def distance(plan: Any, directory: Path) -> float:
     """Largest relative distance of a planned tensor from the checkpoint's."""
     source = open_checkpoint(resolve(str(directory)))
-    held = {name: source.read(name).numpy() for name in plan.edits}
+    linears = decoder_linears(source.config, source.tensors)
+    read = {name: source.read(name).numpy() for name in plan.edits}
+    held = {name: values.T if linears[name].transposed else values for name, values in read.items()}
     return max(numpy.linalg.norm(e.values - held[n]) / numpy.linalg.norm(held[n]) for n, e in plan.edits.items())
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from weightguard.api.collect import Progress, Running, rows_of
+from weightguard.api.memory import give_back_at_once
 from weightguard.api.subject import Subject
 from weightguard.errors import DataError, UsageError
 
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
     from weightguard.methods.inputs import Inputs
     from weightguard.plan import Plan
     from weightguard.statistics.in_memory import InMemory
+    from weightguard.statistics.layer_walk import LayerWalk
     from weightguard.statistics.sites import SideBySide
-    from weightguard.statistics.walk import LayerWalk, Read
+    from weightguard.statistics.streamed import Read
     from weightguard.weights import Sources
 
 SAFETY, BENIGN = "safety", "benign"
+CHUNK = 1024  # padded tokens that run through a layer at a time, of which three models hold all activations
 Answered = Callable[[Sequence["Row"], str, int], list[str]]
 
 
@@ -211,10 +214,11 @@ def _in_memory(found: Behaviour, inputs: Inputs, subject: Subject, running: Runn
 def _side_by_side(
     found: Behaviour, inputs: Inputs, subject: Subject, running: Running, progress: Progress
 ) -> SideBySide:
+    from weightguard.statistics.layer_walk import LayerWalk
     from weightguard.statistics.sites import SideBySide
-    from weightguard.statistics.walk import LayerWalk
     from weightguard.weights import finite, tuned_tensor
 
+    give_back_at_once()
     aligned = subject.aligned
     assert aligned is not None
     counted = found.rows[SAFETY]
@@ -222,7 +226,7 @@ def _side_by_side(
     benign = found.rows[BENIGN].rows
 
     def walk(checkpoint: Checkpoint, read: Read, rows: dict[str, Sequence[Encoded]]) -> LayerWalk:
-        return LayerWalk(checkpoint, read, rows, dtype=running.dtype, device=running.device)
+        return LayerWalk(checkpoint, read, rows, dtype=running.dtype, device=running.device, batch_tokens=CHUNK)
 
     def tuned(name: str) -> torch.Tensor:
         return tuned_tensor(inputs.sources, name)

@@ -39,7 +39,7 @@ def fit_walk(walk: Walk, running: Running) -> None:
 
     if running.max_memory is None:
         return
-    _give_back_at_once()
+    give_back_at_once()
     needed, waiting = held() + bytes_at_work(walk), bytes_waiting(walk)
     _check(needed, running, "calibration with one layer of weights in memory")
     if needed + waiting > running.max_memory:
@@ -50,7 +50,7 @@ def check_repair(method: Any, subject: Subject, strength: Any, running: Running)
     """Refuse a repair that would hold more, before anything long starts. Error: UsageError."""
     if running.max_memory is None:
         return
-    _give_back_at_once()
+    give_back_at_once()
     per_entry = getattr(method, "HOLDS", None)
     if per_entry is None or strength == "auto":
         what = "--strength auto" if per_entry else f"--method {method.NAME}"
@@ -70,7 +70,7 @@ def held() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-def _give_back_at_once() -> None:
+def give_back_at_once() -> None:
     """Tell glibc to return what is freed to the system; left alone it keeps tensors' memory and loses it in pieces."""
     with contextlib.suppress(OSError, AttributeError):  # another C library has no such call, and no such habit
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)

@@ -11,7 +11,7 @@ benign rows; X: inputs in the model repaired up to here. No gradient, no search,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -84,14 +84,15 @@ class Refit(FromBehaviour):
         from weightguard.weights import open_weights
 
         weights = {name: open_weights(inputs.sources, name, with_aligned=True) for name in site.names}
-        aligned = {name: _whole(each).to(inputs.device) for name, each in weights.items()}
+        aligned = _stacked(_aligned(each) for each in weights.values()).to(inputs.device)
         if inputs.linears[site.names[0]].expert is not None and self._too_few(site):
             moved, said = self._kept(site, weights, aligned)
         else:
             moved, said = change(site, aligned, float(self.s), float(self.rho))
-        for name, each in weights.items():
+        rows = [each.shape[0] for each in weights.values()]
+        for (name, each), origin, move in zip(weights.items(), aligned.split(rows), moved.split(rows), strict=True):
             made = _replaced if self.rank is None else _factored
-            edit, stored, known = made(name, aligned[name].cpu(), moved[name].cpu(), self.rank or each.stored.dtype)
+            edit, stored, known = made(name, origin.cpu(), move.cpu(), self.rank or each.stored.dtype)
             site.put(name, stored)
             linear = inputs.linears[name]
             shape = {"layer": linear.layer, "role": linear.role, "shape": list(each.shape)}
@@ -101,12 +102,11 @@ class Refit(FromBehaviour):
         return sum(site.positions.values()) < max(1, self.expert_tokens)
 
     def _kept(
-        self, site: Site, weights: dict[str, Weights], aligned: dict[str, torch.Tensor]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        self, site: Site, weights: dict[str, Weights], aligned: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
         """As `change`, for an expert that keeps the weights it had in one of the models."""
-        wanted = {name: _tuned(each) for name, each in weights.items()} if self.few_tokens == "tuned" else aligned
-        moved = {name: wanted[name].to(aligned[name].device) - aligned[name] for name in site.names}
-        return moved, {"positions": dict(site.positions), "kept": self.few_tokens}
+        wanted = _stacked(_tuned(each) for each in weights.values()) if self.few_tokens == "tuned" else aligned
+        return wanted.to(aligned.device) - aligned, {"positions": dict(site.positions), "kept": self.few_tokens}
 
 
 def _replaced(name: str, aligned: torch.Tensor, moved: torch.Tensor, dtype: Any) -> tuple[Edit, torch.Tensor, dict]:
@@ -147,33 +147,34 @@ def _unsolved(evidence: dict[str, dict[str, Any]]) -> tuple[str, ...]:
             f"(first: {first}, {sum(said['positions'].values())})",)  # fmt: skip
 
 
-def change(
-    site: Site, aligned: dict[str, torch.Tensor], s: float, rho: float
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """W − W_aligned (out, in), float64, for each linear of a site, and what to say of how it was found."""
+def change(site: Site, aligned: torch.Tensor, s: float, rho: float) -> tuple[torch.Tensor, dict[str, Any]]:
+    """W − W_aligned of a site's linears, one below the other as in `aligned` (out, in), float64, and how it was found."""
     import torch
 
     from weightguard.statistics.ridge import Ridge
 
-    toward = torch.cat(list(aligned.values())).T
     n, measure = site.positions, "benign" if site.positions["benign"] else "safety"
-    width, weight = len(toward), {"safety": s / max(1, n["safety"]), "benign": 1 / max(1, n["benign"])}
+    width, weight = aligned.shape[1], {"safety": s / max(1, n["safety"]), "benign": 1 / max(1, n["benign"])}
     ridge, power = Ridge(width, sum(n.values())), 0.0
     for part in site.samples():
         for x, *y in zip(part.x.split(BLOCK), *(each.split(BLOCK) for each in part.wanted.values()), strict=True):
             ridge.add(x, torch.cat(y, 1), weight[part.role])
             if part.role == measure:
-                power += float(x.double().square().sum()) / (width * n[measure])
-    moved = (ridge.solve(rho * power if power else rho, toward) - toward).T
-    rows = [len(each) for each in aligned.values()]
-    said = {"positions": dict(n), "solved": "dual" if ridge.dual else "primal", "input_power": power}
-    return dict(zip(aligned, moved.split(rows), strict=True)), said
+                power += float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2 / (width * n[measure])
+    moved = ridge.solve(rho * power if power else rho, aligned.T).sub_(aligned.T).T
+    return moved, {"positions": dict(n), "solved": "dual" if ridge.dual else "primal", "input_power": power}
+
+
+def _stacked(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    return torch.cat(list(parts))
 
 
 def _tuned(weights: Weights) -> torch.Tensor:
     return weights.tuned(0, weights.shape[0]).double()
 
 
-def _whole(weights: Weights) -> torch.Tensor:
+def _aligned(weights: Weights) -> torch.Tensor:
     assert weights.aligned is not None
     return weights.aligned(0, weights.shape[0]).double()

@@ -40,13 +40,30 @@ class InMemory:
 
     def fisher(self, role: str) -> Gradients:
         """Mean over rows of the squared gradient of a row's loss: the diagonal of the empirical Fisher matrix."""
-        total: Gradients = {}
-        for done, row in enumerate(self.rows[role], 1):
-            self._losses([row]).sum().backward()
-            for name, found in self._taken().items():
-                total[name] = found.square() + total.get(name, 0)
-            self.progress("fisher", done, len(self.rows[role]))
-        return {name: found / len(self.rows[role]) for name, found in total.items()}
+        rows, done = self.rows[role], 0
+        total = {name: torch.zeros_like(self.values(name)) for name in self.linears}
+        for batch in batches(rows, BATCH_TOKENS):
+            self._add_squares(batch, total)
+            done += len(batch)
+            self.progress("fisher", done, len(rows))
+        return {name: self._finite(name, found / len(rows)) for name, found in total.items()}
+
+    def _add_squares(self, batch: Sequence[Encoded], total: Gradients) -> None:
+        """The gradient of a row is dᵀx, of what a linear was given and the gradient of what it gave, at the row's tokens."""
+
+        def see(name: str, x: torch.Tensor, d: torch.Tensor) -> None:
+            apart = (each.reshape(len(batch), -1, each.shape[-1]) for each in (x.detach(), d))
+            for x_row, d_row in zip(*apart, strict=True):
+                total[name] += (d_row.T @ x_row).double().square().cpu()
+
+        def watch(name: str) -> Any:
+            return lambda _, given, out: out.register_hook(lambda d: see(name, given[0], d)) and None
+
+        handles = [module.register_forward_hook(watch(name)) for name, module in self.modules.items()]
+        self._losses(batch).sum().backward()
+        for handle in handles:
+            handle.remove()
+        self._taken()
 
     def put(self, name: str, values: torch.Tensor) -> None:
         """New weights (out, in) of one linear."""
@@ -95,12 +112,15 @@ class InMemory:
         found: Gradients = {}
         for name, linear in self.linears.items():
             weight = self._weight(name)
-            grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            if not grad.isfinite().all():
-                raise DataError(f"the gradient of {name!r} is not finite; give --dtype float32")
+            grad = torch.zeros_like(weight) if weight.grad is None else self._finite(name, weight.grad)
             found[name] = (grad.T if linear.transposed else grad).double().cpu()
             weight.grad = None
         return found
+
+    def _finite(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
+        if not gradient.isfinite().all():
+            raise DataError(f"the gradient of {name!r} is not finite; give --dtype float32")
+        return gradient
 
 
 def in_memory(

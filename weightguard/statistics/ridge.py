@@ -26,7 +26,7 @@ class Ridge:
 
     def add(self, x: torch.Tensor, y: torch.Tensor, weight: float) -> None:
         """Samples x (n, in) and y (n, out), each of the weight `weight`."""
-        z, f = x.double() * weight**0.5, y.double() * weight**0.5
+        z, f = (each.to(torch.float64, copy=True).mul_(weight**0.5) for each in (x, y))
         if self.dual:
             self._rows.append((z, f))
             return
@@ -45,9 +45,10 @@ class Ridge:
             z, f = (torch.cat(parts) for parts in zip(*self._rows, strict=True))
             gram = z.new_zeros(len(z), len(z))
             _add_gram(gram, z.T)
-            return toward + z.T @ _solved(gram, f - z @ toward, penalty)
+            return toward + z.T @ torch.cholesky_solve(f - z @ toward, _factor(gram, penalty))
         assert self._gram is not None and self._right is not None
-        return _solved(self._gram, self._right.add_(toward, alpha=penalty), penalty)
+        factor, self._gram = _factor(self._gram, penalty), None
+        return torch.cholesky_solve(self._right.add_(toward, alpha=penalty), factor)
 
 
 def _add_gram(gram: torch.Tensor, z: torch.Tensor) -> None:
@@ -56,11 +57,11 @@ def _add_gram(gram: torch.Tensor, z: torch.Tensor) -> None:
         gram[first:, first : first + STRIPE].addmm_(z[:, first:].T, z[:, first : first + STRIPE])
 
 
-def _solved(gram: torch.Tensor, right: torch.Tensor, penalty: float) -> torch.Tensor:
+def _factor(gram: torch.Tensor, penalty: float) -> torch.Tensor:
     gram.diagonal().add_(penalty)
     factor, failed = torch.linalg.cholesky_ex(gram)
     if failed:
         raise DataError(
             f"a layer's inputs are too dependent to be solved for with a ridge of {penalty:.3g}; give a larger --rho"
         )
-    return torch.cholesky_solve(right, factor)
+    return factor

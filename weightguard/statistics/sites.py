@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain
 
 import torch
 
 from weightguard.checkpoint import Linear
 from weightguard.statistics.experts import Routed
-from weightguard.statistics.walk import LayerWalk
+from weightguard.statistics.layer_walk import LayerWalk
 
 SAFETY, BENIGN = "safety", "benign"
 Progress = Callable[[str, int, int], None]
@@ -30,7 +30,8 @@ class Samples:
 class Site:
     """Linears that share one input. `put` gives one of them new weights (out, in), from which the walk goes on.
 
-    positions: counted positions by role; of an expert, those that the repaired model's router sends it.
+    positions: counted positions by role; of an expert, those that the repaired model's router sends it. samples: chunk by
+    chunk, to be gone through once.
     """
 
     names: tuple[str, ...]
@@ -57,30 +58,29 @@ class SideBySide:
         """Every site in forward order; a site is to be used before the next is asked for."""
         for layer in range(self.repaired.layers):
             here = [linear for linear in self.linears.values() if linear.layer == layer]
-            wanted, routed = self._teachers(layer, here)
             self.repaired.enter(layer)
+            for teacher in self._teachers:
+                teacher.enter(layer, [linear.tensor for linear in here if linear.expert is None])
+            routed: list[Routed] = []
             for group in _by_site(here):
-                yield self._expert(group, routed) if group[0].expert is not None else self._site(group, wanted)
-                for outputs, linear in product(wanted, group):
-                    outputs.pop(linear.tensor, None)  # a layer's outputs are many times its hidden states
-            self.repaired.leave()
+                if group[0].expert is None:
+                    yield self._site(tuple(linear.tensor for linear in group))
+                else:
+                    routed = routed or [found for teacher in self._teachers for _, found in teacher.routed()]
+                    yield self._expert(group, routed)
+            for walk in (*self._teachers, self.repaired):
+                walk.leave()
             self.progress("layers", layer + 1, self.repaired.layers)
 
-    def _teachers(self, layer: int, here: list[Linear]) -> tuple[list[dict[str, torch.Tensor]], list[Routed]]:
-        """Of every chunk, the outputs of the linears that see all of it, and what stands before its routed experts."""
-        names = [linear.tensor for linear in here if linear.expert is None]
-        wanted, routed = [], []
-        for walk in (self.aligned, self.tuned):
-            walk.enter(layer)
-            routed += [found for _, found in walk.routed()] if len(names) < len(here) else []
-            wanted += [outputs for _, outputs in walk.leave(names)]
-        return wanted, routed
+    @property
+    def _teachers(self) -> tuple[LayerWalk, LayerWalk]:
+        """In the order of roles in the repaired model's rows."""
+        return self.aligned, self.tuned
 
-    def _site(self, group: list[Linear], wanted: list[dict[str, torch.Tensor]]) -> Site:
-        names = tuple(linear.tensor for linear in group)
-
+    def _site(self, names: tuple[str, ...]) -> Site:
         def samples() -> Iterator[Samples]:
-            for (role, x), outputs in zip(self.repaired.inputs(names[0]), wanted, strict=True):
+            taught = chain.from_iterable(teacher.outputs(names) for teacher in self._teachers)
+            for (role, x), (_, outputs) in zip(self.repaired.inputs(names[0]), taught, strict=True):
                 yield Samples(role, x, {name: self._without_bias(name, outputs[name]) for name in names})
 
         return Site(names, self.positions, samples, self.repaired.put)
