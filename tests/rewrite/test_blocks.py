@@ -1,4 +1,4 @@
-"""An edit that treats rows alike is made block by block: output, digests and measured change are those of the whole."""
+"""Tensors are edited block by block where they can be: output, digests and measured change are those of the whole."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from safetensors.torch import load_file
 from weightguard import weights
 
 SIZES = [1, 40, 4 << 20]  # one row of the pico model, two or three, everything
+WHOLE = [0, 0, 4 << 20]  # bytes of a tensor up to which a selection of the matrix is made in one piece
 EDITS = {
     "select of each row": ["--method", "magnitude", "--group", "row", "--ratio", "0.5"],
     "select of the matrix": ["--method", "magnitude", "--group", "matrix", "--ratio", "0.5"],
+    "select of all": ["--method", "magnitude", "--group", "global", "--ratio", "0.5"],
     "random": ["--method", "random", "--group", "row", "--ratio", "0.5"],
+    "random of the matrix": ["--method", "random", "--group", "matrix", "--ratio", "0.5"],
     "scale": ["--method", "scale", "--strength", "0.3"],
 }
 
@@ -27,8 +30,9 @@ EDITS = {
 def test_the_size_of_a_block_does_not_show(edit: str, target: str, place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     aligned = ["--aligned", str(place.root / "other")] if target == "delta" else []
     held = []
-    for size in SIZES:
+    for size, whole in zip(SIZES, WHOLE, strict=True):
         monkeypatch.setattr(weights, "BLOCK", size)
+        monkeypatch.setattr(weights, "WHOLE", whole)
         arguments = ["repair", str(place.model), *EDITS[edit], "--target", target, *aligned, "--force"]
         ended = place.run(*arguments, "-o", str(place.out))
         if edit == "scale" and target == "weight":
