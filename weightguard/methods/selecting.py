@@ -31,7 +31,7 @@ class EntrySelection:
     """Options of every method that takes entries. None means: the default of the target."""
 
     STRENGTH: ClassVar[tuple[str, ...]] = ("ratio",)
-    HOLDS: ClassVar[int] = 16  # bytes per entry of the largest tensor, for methods that hold no more of a model at once
+    BLOCKS: ClassVar[bool] = True  # its edits hold a part of a tensor at once, and nothing else of a model
 
     target: str | None = option(
         None,
