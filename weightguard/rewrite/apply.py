@@ -151,7 +151,7 @@ def _select(edit: Select, weights: Weights, measured: Measured) -> None:
     """A scored selection on a full tensor, in one pass of the kernel that also measures."""
     norms, spare = (None if n is None else torch.tensor(n) for n in (edit.norms, edit.spare_norms))
     choice = Choice(edit.group, edit.k, norms, edit.spare_k, spare)
-    taken = ops.select_apply(weights.logical, choice, weights.origin)
+    taken = ops.select_apply(weights.logical, choice, weights.origin if edit.of == "delta" else None)
     if not taken.finite:
         raise _out_of_range(edit)
     measured.add(weights.logical.numel(), taken.selected, taken.changed, taken.squares)
