@@ -21,7 +21,8 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?) *([KMGT]?)(i?)B?", re.IGNORECASE)
 _M_MMAP_THRESHOLD = -3  # of malloc.h
-_REST = 48 << 20  # what a repair holds beside tensors, and of a tensor that is worked on tile by tile
+_REST = 32 << 20  # what a repair holds beside tensors
+_TILES = 16 << 20  # and of what is worked on tile by tile
 
 
 def as_bytes(text: str | int | None) -> int | None:
@@ -71,8 +72,8 @@ def _at_once(method: Any, linear: Linear, info: TensorInfo) -> int:
         return info.numel * method.HOLDS
     piece = BLOCK if getattr(method, "group", "row") == "row" else WHOLE
     if linear.transposed or info.nbytes <= piece:
-        return 5 * info.nbytes // 2
-    return 5 * max(BLOCK, info.nbytes // info.shape[0]) // 2
+        return _TILES + 5 * info.nbytes // 2
+    return _TILES + 5 * max(BLOCK, info.nbytes // info.shape[0]) // 2
 
 
 def held() -> int:
