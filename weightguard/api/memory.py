@@ -41,7 +41,6 @@ def fit_walk(walk: Walk, running: Running) -> None:
 
     if running.max_memory is None:
         return
-    _give_back_at_once()
     needed, waiting = held() + bytes_at_work(walk), bytes_waiting(walk)
     _check(needed, running, "calibration with one layer of weights in memory")
     if needed + waiting > running.max_memory:
@@ -52,7 +51,7 @@ def check_repair(method: Any, subject: Subject, strength: Any, running: Running)
     """Refuse a repair that would hold more, before anything long starts. Error: UsageError."""
     if running.max_memory is None:
         return
-    _give_back_at_once()
+    give_back_at_once(running)
     bounded = hasattr(method, "BLOCKS") or hasattr(method, "HOLDS")
     if not bounded or strength == "auto":
         what = "--strength auto" if bounded else f"--method {method.NAME}"
@@ -84,8 +83,11 @@ def held() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-def _give_back_at_once() -> None:
-    """Tell glibc to return what is freed to the system; left alone it keeps tensors' memory and loses it in pieces."""
+def give_back_at_once(running: Running) -> None:
+    """Under a limit, tell glibc to return what is freed to the system: left alone it keeps tensors' memory and loses it in
+    pieces, even while a model without weights is built, whose parameters are there for a moment each."""
+    if running.max_memory is None:
+        return
     with contextlib.suppress(OSError, AttributeError):  # another C library has no such call, and no such habit
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
 
