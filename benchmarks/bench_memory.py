@@ -2,11 +2,13 @@
 
     python benchmarks/bench_memory.py            # some minutes, 3 GB of disk under --directory
     python benchmarks/bench_memory.py --smoke    # half a minute, 1 GB
+    python benchmarks/bench_memory.py --wide     # every edited tensor larger than the limit; 4 GB of disk
 
 The rows of a table share a process, but for the first. RLIMIT_DATA is what it held after its imports, the limit, and 48 MB
 of addresses for the stacks of threads, which are counted though nobody touches them; --max-memory says the same to
 weightguard. Memory is the peak of anonymous memory above what the imports left. The last column says whether statistics
-and repaired weights are the bytes that come from the whole model in memory. One JSON line a row on stderr, then a table.
+and repaired weights are the bytes that come from the whole model in memory (safe-lora: from the same without a limit;
+--wide: from every tensor edited in one piece). One JSON line a row on stderr, then a table.
 """
 
 from __future__ import annotations
@@ -28,12 +30,19 @@ from typing import Any
 
 STACKS = 48 << 20
 SMOKE = (384, 1056, (12, 48), 512, 72)
+WIDE = (512, 270_000, 1, 32, 128)  # tensors of 276 MB
 ROWS = {
     "whole": "stats with the whole model in memory",
     "stats": "stats",
     "antidote": "antidote, delta, per row 0.25",
     "safe-lora": "safe-lora, published C, every o",
     "verify": "verify the antidote",
+    "verify-lora": "verify the safe-lora",
+}
+WIDE_ROWS = {
+    "by-row": "magnitude, delta, per row 0.25",
+    "by-matrix": "magnitude, delta, per matrix 0.25",
+    "verify-wide": "verify the second",
 }
 
 
@@ -126,7 +135,11 @@ def arguments(row: str, root: Path) -> list[str]:
         case "safe-lora":
             return ["repair", str(root / "tuned"), "--method", "safe-lora", "--aligned", str(root / "aligned"), "--scope", "o",
                     "--unaligned", str(root / "unaligned"), "--threshold", "1", "-o", str(root / "OUT2"), *data]  # fmt: skip
-    return ["verify", str(root / "OUT"), "--against", str(root / "tuned")]
+        case "by-row" | "by-matrix":
+            return ["repair", str(root / "tuned"), "--method", "magnitude", "--aligned", str(root / "aligned"), "--ratio", "0.25",
+                    "--group", row.removeprefix("by-"), "-o", str(root / row), *data]  # fmt: skip
+    out = {"verify": "OUT", "verify-lora": "OUT2", "verify-wide": "by-matrix"}[row]
+    return ["verify", str(root / out), "--against", str(root / "tuned")]
 
 
 def whole(root: Path) -> int:
@@ -169,7 +182,7 @@ def child(rows: list[str], root: Path, limit: int) -> None:
                     code = 5
                     code = whole(root)
             else:
-                given = ["--max-memory", str(held + limit)] if limit and row != "verify" else []
+                given = ["--max-memory", str(held + limit)] if limit and not row.startswith("verify") else []
                 code = main([*arguments(row, root), *given])
             cpu, wall = time.process_time() - cpu, time.monotonic() - wall
         found = {"row": row, "code": code, "cpu_s": cpu, "wall_s": wall, "peak_mb": (memory.peak - held) / 1e6}
@@ -198,22 +211,45 @@ def same_as_whole(root: Path) -> dict[str, bool]:
         return {}
     assert measured(["whole"], root, 0)[0]["code"] == 0
     ours, theirs = load_file(root / "S"), load_file(root / "W")
+    wg.repair(str(root / "tuned"), method="safe-lora", aligned=str(root / "aligned"), unaligned=str(root / "unaligned"),
+              scope="o", threshold="1", out=root / "OUT4", offline=True, threads=1)  # fmt: skip
     wg.repair(str(root / "tuned"), method="antidote", aligned=str(root / "aligned"), ratio="0.25", stats=root / "W",
               out=root / "OUT3", offline=True, threads=1)  # fmt: skip
     return {
         "stats": ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours),
         "antidote": digests(root / "OUT") == digests(root / "OUT3"),
+        "safe-lora": digests(root / "OUT2") == digests(root / "OUT4"),
     }
 
 
-def report(sizes: tuple[int, int, int, int], limit: int, place: Path | None) -> list[dict[str, Any]]:
+def same_in_one_piece(root: Path) -> dict[str, bool]:
+    """By row of WIDE_ROWS: whether it gave what edits of whole tensors give."""
+    import weightguard as wg
+    from weightguard import weights
+
+    weights.BLOCK = weights.WHOLE = 1 << 40
+    found = {}
+    for row in ("by-row", "by-matrix"):
+        shutil.rmtree(root / "whole", ignore_errors=True)
+        wg.repair(str(root / "tuned"), method="magnitude", aligned=str(root / "aligned"), ratio="0.25",
+                  group=row.removeprefix("by-"), out=root / "whole", offline=True, threads=1)  # fmt: skip
+        found[row] = digests(root / row) == digests(root / "whole")
+    return found
+
+
+def report(
+    sizes: tuple[int, int, int, int], limit: int, place: Path | None, wide: bool = False
+) -> list[dict[str, Any]]:
     """All rows over a checkpoint of these sizes: hidden, middle, layers, tokens."""
     root = Path(tempfile.mkdtemp(dir=place))
     try:
         build(root, *sizes)
         stored = sum(file.stat().st_size for file in (root / "tuned").glob("*.safetensors"))
-        found = measured(["whole"], root, limit) + measured([row for row in ROWS if row != "whole"], root, limit)
-        same = same_as_whole(root)
+        if wide:
+            found, same = measured([*WIDE_ROWS], root, limit), same_in_one_piece(root)
+        else:
+            found = measured(["whole"], root, limit) + measured([row for row in ROWS if row != "whole"], root, limit)
+            same = same_as_whole(root)
     finally:
         shutil.rmtree(root)
     for row in found:
@@ -230,18 +266,24 @@ def show(found: list[dict[str, Any]]) -> None:
     for row in found:
         code = "no room" if row["row"] == "whole" and row["code"] else str(row["code"])
         same = {None: "-", True: "yes", False: "NO"}[row["same"]]
-        print(f"{ROWS[row['row']]:40} {row['cpu_s']:8.1f} {row['wall_s']:8.1f} {row['peak_mb']:9.1f} {code:>7}  {same}")
+        print(
+            f"{(ROWS | WIDE_ROWS)[row['row']]:40} {row['cpu_s']:8.1f} {row['wall_s']:8.1f} {row['peak_mb']:9.1f} {code:>7}  {same}"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path)
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--child", nargs="+", choices=ROWS)
+    parser.add_argument("--wide", action="store_true")
+    parser.add_argument("--child", nargs="+", choices=ROWS | WIDE_ROWS)
     parser.add_argument("--limit", type=int, default=0)
     options = parser.parse_args()
     if options.child:
         child(options.child, options.directory, options.limit)
+        return
+    if options.wide:
+        show(report(WIDE[:4], WIDE[4] * 10**6, options.directory, wide=True))
         return
     hidden, middle, depths, tokens, limit = SMOKE if options.smoke else (512, 1408, (24, 96), 1024, 96)
     for layers in depths:

@@ -24,6 +24,15 @@ def unpacked(bits: numpy.ndarray, shape: tuple[int, ...]) -> numpy.ndarray:
     return numpy.unpackbits(bits, count=math.prod(shape), bitorder="little").view(bool).reshape(shape)
 
 
+def unpacked_rows(bits: numpy.ndarray, columns: int, start: int, stop: int) -> numpy.ndarray:
+    """Rows start..stop of the bool matrix of that many columns behind packed bits."""
+    import numpy
+
+    begin, end = start * columns, stop * columns
+    held: numpy.ndarray = numpy.unpackbits(bits[begin // 8 : size(end)], bitorder="little").view(bool)
+    return held[begin % 8 : begin % 8 + end - begin].reshape(stop - start, columns)
+
+
 def size(count: int) -> int:
     """Bytes that hold `count` bits."""
     return (count + 7) // 8

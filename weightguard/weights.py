@@ -19,6 +19,7 @@ from weightguard.kernels import ops
 
 Rows = Callable[[int, int], torch.Tensor]
 BLOCK = 4 << 20  # bytes: this and a second one beside it stay in the cache until they are written
+WHOLE = 256 << 20  # bytes of a tensor that is edited as a whole where that spares a reading; larger ones never are
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Weights:
     blocks must be asked for before they are overwritten. tuned(i, j) and aligned(i, j) give W and W_aligned;
     `reference` is the aligned tensor as read from another checkpoint, where there is one, and `origin` the same in
     logical order; `update` gives D where it is known without a subtraction, `unaligned` W_unaligned where the edit
-    asks for it.
+    asks for it. `first`: the row of the tensor at which these begin, where they are a block of it.
     """
 
     stored: torch.Tensor
@@ -70,6 +71,7 @@ class Weights:
     origin: torch.Tensor | None = None
     update: Rows | None = None
     unaligned: Rows | None = None
+    first: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -128,24 +130,35 @@ def logical_rows(
 
 
 def open_blocks(sources: Sources, name: str, *, with_aligned: bool, memory: Memory) -> Iterator[Weights]:
-    """The same in blocks of whole rows that stay in a core's cache, each in the memory of the last: for edits that treat
-    every row by itself. A tensor that is stored transposed, or is a base with an adapter over it, comes in one piece."""
+    """The same in blocks of whole rows that stay in a core's cache, each in the memory of the last. A tensor that is
+    stored transposed comes in one piece."""
     info = sources.model.info(name)
-    if sources.is_tuned(name) or len(info.shape) != 2 or _is_transposed(sources, name):
+    if len(info.shape) != 2 or _is_transposed(sources, name):
         yield open_weights(sources, name, with_aligned=with_aligned, memory=memory)
         return
     step = max(1, BLOCK * info.shape[0] // max(1, info.nbytes))
     blocks = [(start, min(start + step, info.shape[0])) for start in range(0, max(1, info.shape[0]), step)]
     stored = _finite_blocks(sources.model, name, blocks, memory, "stored")
+    if sources.merged is not None and name in sources.merged.pairs:
+        update = low_rank(sources.merged.adapter, sources.merged.pairs[name])
+        for (start, _), block in zip(blocks, stored, strict=True):
+            yield _over_base(block, block, update, start)
+        return
     reference = _finite_blocks(_aligned(sources), name, blocks, memory, "aligned") if with_aligned else repeat(None)
-    for pair in zip(stored, reference, strict=False):
-        yield _compared(*pair, transposed=False)
+    for (start, _), block, beside in zip(blocks, stored, reference, strict=False):
+        yield dataclasses.replace(_compared(block, beside, transposed=False), first=start)
+
+
+def fits_whole(sources: Sources, name: str) -> bool:
+    """Whether the tensor may be edited in one piece."""
+    return sources.model.info(name).nbytes <= WHOLE
 
 
 def _opened(sources: Sources, name: str, with_aligned: bool, memory: Memory | None) -> Weights:
     stored = finite(sources.model, name, memory)
     if sources.merged is not None and name in sources.merged.pairs:
-        return _over_base(sources, name, stored)
+        update = low_rank(sources.merged.adapter, sources.merged.pairs[name])
+        return _over_base(stored, _turned(stored, _is_transposed(sources, name)), update)
     reference = finite(_aligned(sources), name, memory, "aligned") if with_aligned else None
     return _compared(stored, reference, _is_transposed(sources, name))
 
@@ -174,12 +187,14 @@ def _aligned(sources: Sources) -> Checkpoint:
     return sources.aligned
 
 
-def _over_base(sources: Sources, name: str, stored: torch.Tensor) -> Weights:
-    assert sources.merged is not None
-    update = low_rank(sources.merged.adapter, sources.merged.pairs[name])
-    logical = _turned(stored, _is_transposed(sources, name))
+def _over_base(stored: torch.Tensor, logical: torch.Tensor, update: LowRank, first: int = 0) -> Weights:
+    """Rows of a base, from row `first` on, with an adapter's update over them."""
     aligned = Whole(logical, _working(stored.dtype))
-    return Weights(stored, logical, lambda i, j: aligned(i, j) + update.rows(i, j), aligned, update=update.rows)
+
+    def added(start: int, stop: int) -> torch.Tensor:
+        return update.rows(first + start, first + stop)
+
+    return Weights(stored, logical, lambda i, j: aligned(i, j) + added(i, j), aligned, update=added, first=first)
 
 
 @dataclass(frozen=True)

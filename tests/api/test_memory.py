@@ -110,6 +110,29 @@ def test_what_is_needed_does_not_depend_on_the_number_of_layers(checkpoint: Buil
     assert bytes_at_work(walks[0]) == bytes_at_work(walks[1])
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "transposed", "grows"),
+    [
+        ("antidote", {"group": "row"}, False, False),
+        ("antidote", {"group": "matrix"}, False, False),
+        ("random", {"group": "global"}, False, False),
+        ("scale", {}, False, False),
+        ("antidote", {"group": "row"}, True, True),
+        ("safe-lora", {}, False, True),
+    ],
+)
+def test_what_is_held_of_a_tensor(method: str, options: dict[str, str], transposed: bool, grows: bool) -> None:
+    """Beyond 256 MB a larger tensor takes no more, where it can be edited in blocks of rows."""
+    from weightguard.checkpoint import Linear, TensorInfo
+    from weightguard.methods import method_class
+
+    chosen = method_class(method)(**options)
+    linear = Linear("t", 0, "down", transposed)
+    sizes = [TensorInfo("t", "f", "BF16", (rows, 8192), 0, rows * 8192 * 2) for rows in (1 << 15, 1 << 20)]
+    small, large = (memory._at_once(chosen, linear, info) for info in sizes)
+    assert (large > small) == grows and small <= 48 * sizes[0].numel
+
+
 def test_torchs_own_way_to_say_that_memory_is_out_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,4 +161,4 @@ def test_checkpoints_several_times_larger_than_the_limit(tmp_path: Path) -> None
     peaks = {layers: {row.row: row.peak_mb for row in rows if row.layers == layers} for layers in (12, 48)}
     added = 2 * (whole[1].stored_mb - whole[0].stored_mb)  # of the model in float32
     assert all(peaks[48][name] - peaks[12][name] < 0.05 * added for name in ("stats", "antidote", "safe-lora"))
-    assert sum(row.same is True for row in rows) == 4
+    assert sum(row.same is True for row in rows) == 6

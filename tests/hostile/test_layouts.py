@@ -218,6 +218,10 @@ INDEXES: dict[str, Case] = {
         in_index(lambda weight_map: weight_map.pop(NORM)),
         f"{I}tensor {NORM!r} is in {SHARD} but not in the index",
     ),
+    "shard that is left out": (
+        in_index(lambda weight_map: [weight_map.pop(name) for name in [*weight_map] if weight_map[name] == SHARD]),
+        f"{I}leaves out {SHARD}, which lies beside its shards; download the index again",
+    ),
     "tensor in the other shard": (
         point("model-00001-of-00002.safetensors"),
         f"{I}tensor {NORM!r} is not in model-00001-of-00002.safetensors",

@@ -1,23 +1,31 @@
-"""An edit that treats rows alike is made block by block: output, digests and measured change are those of the whole."""
+"""Tensors are edited block by block where they can be: output, digests and measured change are those of the whole."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from weightguard import weights
+from weightguard import bits, weights
+from weightguard.plan import Edit, LowRank, Mask, Replace, Scale, Select
+from weightguard.rewrite.apply import Cut, Measured, apply, by_rows
 
 SIZES = [1, 40, 4 << 20]  # one row of the pico model, two or three, everything
+WHOLE = [0, 0, 4 << 20]  # bytes of a tensor up to which a selection of the matrix is made in one piece
 EDITS = {
     "select of each row": ["--method", "magnitude", "--group", "row", "--ratio", "0.5"],
     "select of the matrix": ["--method", "magnitude", "--group", "matrix", "--ratio", "0.5"],
+    "select of all": ["--method", "magnitude", "--group", "global", "--ratio", "0.5"],
     "random": ["--method", "random", "--group", "row", "--ratio", "0.5"],
+    "random of the matrix": ["--method", "random", "--group", "matrix", "--ratio", "0.5"],
     "scale": ["--method", "scale", "--strength", "0.3"],
 }
 
@@ -27,8 +35,9 @@ EDITS = {
 def test_the_size_of_a_block_does_not_show(edit: str, target: str, place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     aligned = ["--aligned", str(place.root / "other")] if target == "delta" else []
     held = []
-    for size in SIZES:
+    for size, whole in zip(SIZES, WHOLE, strict=True):
         monkeypatch.setattr(weights, "BLOCK", size)
+        monkeypatch.setattr(weights, "WHOLE", whole)
         arguments = ["repair", str(place.model), *EDITS[edit], "--target", target, *aligned, "--force"]
         ended = place.run(*arguments, "-o", str(place.out))
         if edit == "scale" and target == "weight":
@@ -37,6 +46,75 @@ def test_the_size_of_a_block_does_not_show(edit: str, target: str, place: Any, m
         assert ended.code == 0, ended.said
         held.append(place.held())
     assert held[0] == held[1] == held[2]
+
+
+@pytest.mark.parametrize("ratio", ["0.3", "0.6", "1"])
+def test_ties_go_on_from_block_to_block(ratio: str, place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of entries that score the same, those of the first rows are taken, in whatever pieces the tensor comes."""
+    for file in sorted(place.model.glob("*.safetensors")):
+        rounded = {name: tensor.round() for name, tensor in load_file(file).items()}
+        save_file(rounded, file, {"format": "pt"})
+    held = []
+    for size, whole in zip(SIZES, WHOLE, strict=True):
+        monkeypatch.setattr(weights, "BLOCK", size)
+        monkeypatch.setattr(weights, "WHOLE", whole)
+        arguments = [
+            "repair",
+            str(place.model),
+            "--method",
+            "magnitude",
+            "--group",
+            "matrix",
+            "--ratio",
+            ratio,
+            "--force",
+        ]
+        assert place.run(*arguments, "-o", str(place.out)).code == 0
+        held.append(place.held())
+    assert held[0] == held[1] == held[2]
+
+
+def _edits() -> dict[str, Edit]:
+    draw = numpy.random.default_rng(0)
+    marked, norms = draw.random((7, 5)) < 0.4, draw.random(5).astype("f4")
+    left, right = draw.random((7, 2)).astype("f4"), draw.random((2, 5)).astype("f4")
+    return {
+        "mask": Mask("t", "delta", bits.packed(marked)),
+        "low rank": LowRank("t", left, right),
+        "replace": Replace("t", draw.random((7, 5)).astype("f4")),
+        "scale": Scale("t", "delta", 0.25),
+        "random of the matrix": Select("t", "delta", 11, "matrix", "random", seed=3),
+        "wanda of the matrix": Select("t", "delta", 11, "matrix", "wanda", norms),
+        "all but the spared": Select("t", "delta", 20, "matrix", "wanda", norms, None, 9, norms[::-1].copy()),
+    }
+
+
+@pytest.mark.parametrize("name", _edits())
+@pytest.mark.parametrize("merged", [False, True])
+def test_an_edit_of_blocks_is_that_of_the_whole(name: str, merged: bool) -> None:
+    """Blocks of two rows; merged: the tuned weights are a base with a low-rank update over it."""
+    edit, draw = _edits()[name], torch.Generator().manual_seed(1)
+    tuned, aligned = torch.randn(2, 7, 5, generator=draw).bfloat16()
+    update = weights.LowRank(
+        torch.randn(7, 2, generator=draw).double(), torch.randn(2, 5, generator=draw).double(), 0.5
+    )
+
+    def opened(step: int, tensor: torch.Tensor) -> Iterator[weights.Weights]:
+        for start in range(0, 7, step):
+            block, beside = tensor[start : start + step], aligned[start : start + step]
+            if merged:
+                yield weights._over_base(block, block, update, start)
+            else:
+                yield replace(weights._compared(block, beside, transposed=False), first=start)
+
+    found = []
+    for step in (7, 2):
+        edited, measured = tuned.clone(), Measured()
+        how = Cut(edit, lambda s=step: opened(s, tuned)) if step == 2 and not by_rows(edit) else edit
+        for block in opened(step, edited):
+            apply(how, block, measured)
+        found.append((edited.tolist(), measured.change()))
+    assert found[0] == found[1] and found[0][0] != tuned.tolist()
 
 
 def test_digests_are_those_of_what_lies_there(place: Any) -> None:

@@ -77,6 +77,29 @@ CODE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         {"top_k": 5},
         "generation_config.json: trust_remote_code can name code and was removed",
     ),
+    "a kernel of the hub, in all its names": (
+        "config.json",
+        {
+            "_attn_implementation_internal": "sdpa",
+            "_experts_implementation_internal": "evil/kernel",
+            "attn_implementation": "evil/kernel@main:evil",
+            "text_config": {"_attn_implementation": {"": "evil/kernel"}, "experts_implementation": "paged|evil/kernel"},
+            "kernel_config": {"RMSNorm": "evil/kernel:evil"},
+        },
+        {"text_config": {}},
+        "config.json: _attn_implementation, _attn_implementation_internal, _experts_implementation_internal, "
+        "attn_implementation, experts_implementation, kernel_config can name code and was removed",
+    ),
+    "a library that peft is to import": (
+        "sub/adapter_config.json",
+        {
+            "auto_mapping": {"base_model_class": "Model", "parent_library": "evil"},
+            "megatron_core": "evil.core",
+            "custom_generate": "evil/repo",
+        },
+        {},
+        "sub/adapter_config.json: auto_mapping, custom_generate, megatron_core can name code and was removed",
+    ),
     "a config in a folder": (
         "sub/config.json",
         {"auto_map": {}},
@@ -96,6 +119,15 @@ def test_what_names_code_is_removed_and_said(case: str, place: Any, repair: Repa
     assert json.loads((place.out / name).read_bytes()) == {**given, **left}
     assert data["notes"] == [note] and f"- {note}\n" in (place.out / "README.md").read_text()
     assert wg.verify(place.out, against=str(place.model))
+
+
+def test_choices_that_are_the_librarys_own_are_kept(place: Any, repair: Repair) -> None:
+    mapping = {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama.modeling_llama"}
+    own = {"_attn_implementation": "sdpa", "attn_implementation": None, "experts_implementation": "paged|eager",
+           "use_kernels": False, "auto_mapping": mapping, "megatron_core": "megatron.core"}  # fmt: skip
+    (place.model / "generation_config.json").write_text(json.dumps(own))
+    assert repair()["notes"] == []
+    assert json.loads((place.out / "generation_config.json").read_bytes()) == own
 
 
 LEFT = [

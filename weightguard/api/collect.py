@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from weightguard.api.memory import fit_walk
+from weightguard.api.memory import fit_walk, give_back_at_once
 from weightguard.api.subject import Subject
 from weightguard.checkpoint import FLOATS
 from weightguard.errors import DataError, UsageError
@@ -100,6 +100,8 @@ def collect(subject: Subject, data: EncodedSet, running: Running, progress: Prog
         progress(f"calibrate: read (layer {layer} of {layers})", done, total)
 
     with pinned_threads(running.thread_count):
+        if running.max_memory is not None:
+            give_back_at_once()
         walk = Walk(
             subject.model, None, {"rows": data.rows}, dtype=running.dtype, device=running.device,
             batch_tokens=batch_size(dtype_of(running.dtype)), adapter=subject.adapter,

@@ -10,10 +10,10 @@ from typing import Any
 
 from weightguard.api.reporting import role_order
 from weightguard.checkpoint import (
-    CODE_KEYS,
     Checkpoint,
     TensorInfo,
     decoder_linears,
+    named_code,
     open_checkpoint,
     opened,
     read_exactly,
@@ -112,7 +112,7 @@ def _layer(module: str) -> int:
 
 def _config_problems(checkpoint: Checkpoint) -> list[str]:
     config, problems = checkpoint.config, []
-    code = [key for key in CODE_KEYS if key in config]
+    code = named_code(config)
     if code:
         problems.append(f"config.json: {', '.join(code)} can name code; weightguard never follows it")
     if config.get("quantization_config"):

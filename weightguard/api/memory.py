@@ -14,6 +14,7 @@ from weightguard.errors import UsageError
 if TYPE_CHECKING:
     from weightguard.api.collect import Running
     from weightguard.api.subject import Subject
+    from weightguard.checkpoint import Linear, TensorInfo
     from weightguard.statistics.walk import Walk
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -21,6 +22,7 @@ _BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?) *([KMGT]?)(i?)B?", re.IGNORECASE)
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _REST = 32 << 20  # what a repair holds beside tensors
+_TILES = 16 << 20  # and of what is worked on tile by tile
 
 
 def as_bytes(text: str | int | None) -> int | None:
@@ -39,7 +41,6 @@ def fit_walk(walk: Walk, running: Running) -> None:
 
     if running.max_memory is None:
         return
-    give_back_at_once()
     needed, waiting = held() + bytes_at_work(walk), bytes_waiting(walk)
     _check(needed, running, "calibration with one layer of weights in memory")
     if needed + waiting > running.max_memory:
@@ -51,15 +52,27 @@ def check_repair(method: Any, subject: Subject, strength: Any, running: Running)
     if running.max_memory is None:
         return
     give_back_at_once()
-    per_entry = getattr(method, "HOLDS", None)
-    if per_entry is None or strength == "auto":
-        what = "--strength auto" if per_entry else f"--method {method.NAME}"
+    bounded = hasattr(method, "BLOCKS") or hasattr(method, "HOLDS")
+    if not bounded or strength == "auto":
+        what = "--strength auto" if bounded else f"--method {method.NAME}"
         raise UsageError(
             f"--max-memory: {what} holds a whole model, or all of its activations or edits; it is kept by repairs with a "
             f"given strength by antidote, magnitude, random, scale and safe-lora"
         )
-    largest = max((subject.model.info(name).numel for name in subject.named), default=0)
-    _check(held() + _REST + largest * per_entry, running, f"--method {method.NAME} on the largest tensor")
+    pieces = (_at_once(method, linear, subject.model.info(name)) for name, linear in subject.named.items())
+    _check(held() + _REST + max(pieces, default=0), running, f"--method {method.NAME} on the largest tensor")
+
+
+def _at_once(method: Any, linear: Linear, info: TensorInfo) -> int:
+    """Bytes held for a tensor: two of it and what is beside them, or the same of a block of its rows."""
+    from weightguard.weights import BLOCK, WHOLE
+
+    if not hasattr(method, "BLOCKS"):
+        return info.numel * method.HOLDS
+    piece = BLOCK if getattr(method, "group", "row") == "row" else WHOLE
+    if linear.transposed or info.nbytes <= piece:
+        return _TILES + 5 * info.nbytes // 2
+    return _TILES + 5 * max(BLOCK, info.nbytes // info.shape[0]) // 2
 
 
 def held() -> int:
@@ -71,7 +84,8 @@ def held() -> int:
 
 
 def give_back_at_once() -> None:
-    """Tell glibc to return what is freed to the system; left alone it keeps tensors' memory and loses it in pieces."""
+    """Tell glibc to return what is freed to the system: left alone it keeps tensors' memory and loses it in pieces, even
+    while a model without weights is built, whose parameters are there for a moment each."""
     with contextlib.suppress(OSError, AttributeError):  # another C library has no such call, and no such habit
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
 

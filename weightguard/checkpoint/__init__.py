@@ -2,6 +2,7 @@
 
 from weightguard.checkpoint.adapter import LoraPair, adapter_linears, bypassing, lora_pairs
 from weightguard.checkpoint.card import base_model, front_matter
+from weightguard.checkpoint.code_keys import named_code, without_choices, without_code
 from weightguard.checkpoint.header import FLOATS, Header, TensorInfo
 from weightguard.checkpoint.hub import Resolved, allowed_target, resolve
 from weightguard.checkpoint.layout import opened, total_size
@@ -16,11 +17,11 @@ from weightguard.checkpoint.naming import (
     predicting_layers,
     sees,
 )
-from weightguard.checkpoint.reader import CODE_KEYS, Checkpoint, check_editable, open_checkpoint, read_exactly
+from weightguard.checkpoint.reader import Checkpoint, check_editable, open_checkpoint, read_exactly
 
 __all__ = [
-    "CODE_KEYS", "FLOATS", "Checkpoint", "Family", "Header", "Linear", "LoraPair", "Merged", "Resolved", "TensorInfo",
+    "FLOATS", "Checkpoint", "Family", "Header", "Linear", "LoraPair", "Merged", "Resolved", "TensorInfo",
     "adapter_linears", "allowed_target", "base_model", "bypassing", "check_editable", "check_pairing", "check_same",
-    "decoder_linears", "family_of", "front_matter", "in_scope", "lora_pairs", "match_linears", "open_checkpoint", "opened",
-    "predicting_layers", "read_exactly", "resolve", "sees", "total_size",
+    "decoder_linears", "family_of", "front_matter", "in_scope", "lora_pairs", "match_linears", "named_code", "open_checkpoint",
+    "opened", "predicting_layers", "read_exactly", "resolve", "sees", "total_size", "without_choices", "without_code",
 ]  # fmt: skip

@@ -219,8 +219,9 @@ def _in_words(error: BaseException, repo: str, revision: str | None) -> Weightgu
         if isinstance(link, errors.HfHubHTTPError):
             return _refusal(link, ref, f"{constants.ENDPOINT}/{repo}")
         if type(link).__module__.startswith("httpx"):
-            why = f"the connection to {constants.ENDPOINT} failed ({type(link).__name__})"
-            return SystemFailure(f"{ref}: no such directory, and {why}; try again later")
+            return SystemFailure(
+                f"{ref}: no such directory, and {_disconnected(type(link).__name__, constants.ENDPOINT)}"
+            )
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is None:
         part = "only in part in" if type(error).__name__ == "IncompleteSnapshotError" else "not in"
         return CheckpointError(
@@ -230,6 +231,14 @@ def _in_words(error: BaseException, repo: str, revision: str | None) -> Weightgu
         return SystemFailure(f"{ref}: the hub cache cannot be written: {error.strerror}: {error.filename}")
     said = str(error).strip().partition("\n")[0][:200]
     return SystemFailure(f"{ref}: the download failed: {said or type(error).__name__}; try again later")
+
+
+def _disconnected(kind: str, endpoint: str) -> str:
+    if kind == "UnsupportedProtocol":
+        return f"HF_ENDPOINT={endpoint} is no address that begins with http:// or https://"
+    if kind == "RemoteProtocolError":  # huggingface_hub gave up on its own, as with any file below its 10 MB steps
+        return f"the hub does not deliver: {_CUT}; try again later"
+    return f"the connection to {endpoint} failed ({kind}); try again later"
 
 
 def _refusal(error: Any, ref: str, page: str) -> WeightguardError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from weightguard.checkpoint.hub import allowed_target
 from weightguard.errors import CheckpointError, SystemFailure
 
 MODEL, ADAPTER = "model", "adapter"
+_NUMBERED = re.compile(r"(.{1,200})-\d{5}-of-(\d{5})\.safetensors")
 _STEM = {MODEL: "model", ADAPTER: "adapter_model"}
 
 
@@ -45,6 +47,7 @@ def read_layout(directory: Path) -> Layout:
     files = tuple(sorted(set(index["weight_map"].values())))
     headers = {file: header_of(directory, file) for file in files}
     _check_map(index["weight_map"], headers, index_path.name)
+    _check_left_out(directory, files, index_path.name)
     return Layout(kind, files, headers, index, _total_size_note(index, headers, index_path.name))
 
 
@@ -101,6 +104,15 @@ def _check_map(weight_map: dict[str, str], headers: dict[str, Header], name: str
             if weight_map.get(tensor) != file:
                 where = f"and in {weight_map[tensor]}" if tensor in weight_map else "but not in the index"
                 raise CheckpointError(f"{name}: tensor {tensor!r} is in {file} {where}")
+
+
+def _check_left_out(directory: Path, files: tuple[str, ...], index: str) -> None:
+    """A shard of the same numbering that no tensor of the index is in: the rest of the model would be lost in silence."""
+    numbered = {match.groups() for file in files if (match := _NUMBERED.fullmatch(file))}
+    for file in sorted(os.listdir(directory)) if numbered else ():
+        match = _NUMBERED.fullmatch(file)
+        if match and match.groups() in numbered and file not in files:
+            raise CheckpointError(f"{index}: leaves out {file}, which lies beside its shards; download the index again")
 
 
 def total_size(headers: dict[str, Header]) -> int:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import torch
 
 _TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 
 
 @dataclass(frozen=True)

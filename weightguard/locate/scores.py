@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from functools import partial
 from typing import TYPE_CHECKING
 
 from weightguard import bits
@@ -80,12 +79,13 @@ def top_entries(material: Material, opener: Opener, share: Decimal, group: str, 
 
 
 def _counts(material: Material, opener: Opener, share: Decimal, group: str) -> dict[str, int]:
-    from weightguard.statistics.selection import count, global_counts
+    from weightguard.statistics.selection import count, global_counts, key_blocks
 
     shapes = material.shapes
     if group == "global":
         k = count(share, sum(out * width for out, width in shapes.values()), "exact")
-        return global_counts({n: partial(opener, n) for n in shapes}, k) if k else dict.fromkeys(shapes, 0)
+        blocks = {n: lambda n=n: key_blocks(*opener(n)) for n in shapes}
+        return global_counts(blocks, k) if k else dict.fromkeys(shapes, 0)
     sizes = {n: shape[1] if group == "row" else shape[0] * shape[1] for n, shape in shapes.items()}
     return {n: count(share, size, "exact") for n, size in sizes.items()}
 

@@ -53,7 +53,7 @@ class SafeLora:
     PAPER: ClassVar[str] = "arXiv:2405.16833"
     NEEDS: ClassVar[tuple[str, ...]] = ("unaligned",)
     STRENGTH: ClassVar[tuple[str, ...]] = ("threshold", "number")
-    HOLDS: ClassVar[int] = 48  # see EntrySelection
+    HOLDS: ClassVar[int] = 48  # bytes per entry of the largest tensor, which is projected as a whole
 
     target: str | None = option(None, "factor: an adapter's lora_B is projected; delta: W - W_aligned is",
                                 ("delta", "factor"))  # fmt: skip

@@ -22,7 +22,7 @@ class UniformScaling:
     PAPER: ClassVar[str] = "control"
     NEEDS: ClassVar[tuple[str, ...]] = ()
     STRENGTH: ClassVar[tuple[str, ...]] = ()
-    HOLDS: ClassVar[int] = 16  # see EntrySelection
+    BLOCKS: ClassVar[bool] = True  # see EntrySelection
 
     target: str | None = option(None, "delta: W - W_aligned is scaled; factor: an adapter's lora_B, which stays an adapter",
                                 ("delta", "factor"))  # fmt: skip

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from weightguard.errors import UsageError
 from weightguard.methods.inputs import Inputs, as_share, option
 
 if TYPE_CHECKING:
+    import torch
+
     from weightguard.checkpoint import Linear
     from weightguard.plan import Select
 
@@ -28,7 +31,7 @@ class EntrySelection:
     """Options of every method that takes entries. None means: the default of the target."""
 
     STRENGTH: ClassVar[tuple[str, ...]] = ("ratio",)
-    HOLDS: ClassVar[int] = 16  # bytes per entry of the largest tensor, for methods that hold no more of a model at once
+    BLOCKS: ClassVar[bool] = True  # its edits hold a part of a tensor at once, and nothing else of a model
 
     target: str | None = option(
         None,
@@ -111,17 +114,16 @@ def _evidence(linear: Linear, shape: tuple[int, int], edit: Select, method: Entr
 
 
 def _global(inputs: Inputs, edits: dict[str, Select], k: int) -> dict[str, int]:
-    from weightguard.statistics.selection import Score, global_counts, keys
-    from weightguard.weights import open_weights
+    from weightguard.statistics.selection import Score, global_counts, key_blocks, keys
+    from weightguard.weights import Memory, open_blocks
 
     if k == 0:
         return dict.fromkeys(edits, 0)
 
-    def opener(edit: Select) -> Callable[[], Any]:
-        def opened() -> Any:
-            weights = open_weights(inputs.sources, edit.tensor, with_aligned=edit.of == "delta")
-            return keys(weights, edit.of, Score(edit.score, edit.norms, edit.seed)), weights.shape
+    memory = Memory()
 
-        return opened
+    def blocks(edit: Select) -> Iterator[torch.Tensor]:
+        for weights in open_blocks(inputs.sources, edit.tensor, with_aligned=edit.of == "delta", memory=memory):
+            yield from key_blocks(keys(weights, edit.of, Score(edit.score, edit.norms, edit.seed)), weights.shape)
 
-    return global_counts({name: opener(edit) for name, edit in edits.items()}, k)
+    return global_counts({name: partial(blocks, edit) for name, edit in edits.items()}, k)

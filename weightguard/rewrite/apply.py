@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -12,11 +12,11 @@ import torch
 from weightguard import bits
 from weightguard.errors import CheckpointError, UnsupportedError
 from weightguard.kernels import ops
-from weightguard.kernels.reference import Choice, Keys
+from weightguard.kernels.reference import INFINITE, NOTHING, Choice, Keys, matrix_masks
 from weightguard.kernels.reference import Mask as Tiled
 from weightguard.plan import Edit, LowRank, Mask, ProjectDelta, Replace, Scale, Select
 from weightguard.statistics.loading import pinned_threads
-from weightguard.statistics.selection import Score, keys
+from weightguard.statistics.selection import Score, key_blocks, keys
 from weightguard.statistics.subspace import Direction, projector
 from weightguard.weights import LowRank as Product
 from weightguard.weights import Weights
@@ -72,12 +72,64 @@ class Measured:
         return Change(self.entries, self.selected, self.changed, **norms)
 
 
-def by_rows(edit: Edit | None) -> bool:
-    """Whether the edit does the same to every row, so that any block of rows can be edited without the others."""
-    return isinstance(edit, Scale) or (isinstance(edit, Select) and edit.group == "row" and edit.score != "random")
+class Cut:
+    """A selection of a matrix whose threshold is known: its blocks of rows can be edited one after the other.
+
+    blocks: opens the tensor anew, block by block. Every block is to be edited once, in order.
+    """
+
+    def __init__(self, edit: Select, blocks: Callable[[], Iterable[Weights]]) -> None:
+        self.of = edit.of
+        self._parts = [_Above(edit, edit.k, Score(edit.score, edit.norms, edit.seed), blocks)]
+        if edit.spare_norms is not None:
+            self._parts.append(_Above(edit, edit.spare_k, Score("wanda", edit.spare_norms), blocks))
+
+    def masks(self, weights: Weights) -> Iterator[Tiled]:
+        for (start, stop, mask), *spared in zip(*(part.masks(weights) for part in self._parts), strict=True):
+            yield start, stop, mask & ~spared[0][2] if spared else mask
 
 
-def apply(edit: Edit | None, weights: Weights, measured: Measured) -> None:
+class _Above:
+    """The k highest keys of a tensor, as the key above which they lie and how many equal to it are left to take."""
+
+    def __init__(self, edit: Select, k: int, score: Score, blocks: Callable[[], Iterable[Weights]]) -> None:
+        self._edit, self._score = edit, score
+        self._value, self._ties = ops.threshold(lambda: self._all_keys(blocks), k) if k else NOTHING
+
+    def masks(self, weights: Weights) -> Iterator[Tiled]:
+        rows, tied = self._keys(weights), 0
+
+        def counted(start: int, stop: int) -> torch.Tensor:
+            nonlocal tied
+            found = rows(start, stop)
+            tied += int((found == self._value).sum())
+            return found
+
+        yield from matrix_masks(counted, weights.shape, self._value, self._ties)
+        self._ties -= min(self._ties, tied)
+
+    def _all_keys(self, blocks: Callable[[], Iterable[Weights]]) -> Iterator[torch.Tensor]:
+        for weights in blocks():
+            yield from key_blocks(self._keys(weights), weights.shape)
+
+    def _keys(self, weights: Weights) -> Keys:
+        rows = keys(weights, self._edit.of, self._score)
+
+        def finite(start: int, stop: int) -> torch.Tensor:
+            found = rows(start, stop)
+            if self._score.kind != "random" and bool((found >= INFINITE).any()):
+                raise _out_of_range(self._edit)
+            return found
+
+        return finite
+
+
+def by_rows(edit: Edit | Cut | None) -> bool:
+    """Whether any block of rows can be edited without the others."""
+    return not isinstance(edit, ProjectDelta) and not (isinstance(edit, Select) and edit.group == "matrix")
+
+
+def apply(edit: Edit | Cut | None, weights: Weights, measured: Measured) -> None:
     """Write the edited weights into `weights.stored` and add what changed. None merges an adapter and edits nothing."""
     if isinstance(edit, Select) and edit.score != "random" and weights.update is None:
         _select(edit, weights, measured)
@@ -99,23 +151,32 @@ def _select(edit: Select, weights: Weights, measured: Measured) -> None:
     """A scored selection on a full tensor, in one pass of the kernel that also measures."""
     norms, spare = (None if n is None else torch.tensor(n) for n in (edit.norms, edit.spare_norms))
     choice = Choice(edit.group, edit.k, norms, edit.spare_k, spare)
-    taken = ops.select_apply(weights.logical, choice, weights.origin)
+    taken = ops.select_apply(weights.logical, choice, weights.origin if edit.of == "delta" else None)
     if not taken.finite:
-        raise CheckpointError(f"tensor {edit.tensor!r}: its scores leave the range of float32; look at the statistics")
+        raise _out_of_range(edit)
     measured.add(weights.logical.numel(), taken.selected, taken.changed, taken.squares)
 
 
-def _masks(edit: Edit | None, weights: Weights) -> Iterator[tuple[int, int, torch.Tensor | None]]:
+def _out_of_range(edit: Select) -> CheckpointError:
+    return CheckpointError(f"tensor {edit.tensor!r}: its scores leave the range of float32; look at the statistics")
+
+
+def _masks(edit: Edit | Cut | None, weights: Weights) -> Iterator[tuple[int, int, torch.Tensor | None]]:
     """Which entries the edit takes, None for all, by row blocks that cover the tensor in order."""
-    if isinstance(edit, Select):
-        yield from _selected(edit, weights)
+    if isinstance(edit, Select | Cut):
+        yield from edit.masks(weights) if isinstance(edit, Cut) else _selected(edit, weights)
         return
-    nothing = edit is None or (isinstance(edit, Scale) and edit.keep == 1)
-    marked = torch.tensor(bits.unpacked(edit.bits, weights.shape)) if isinstance(edit, Mask) else None
-    if nothing:
-        marked = torch.zeros(1, 1, dtype=torch.bool).expand(weights.shape)
     for start, stop in ops.tiles(weights.shape):
-        yield start, stop, None if marked is None else marked[start:stop]
+        yield start, stop, _marked(edit, weights, start, stop)
+
+
+def _marked(edit: Edit | None, weights: Weights, start: int, stop: int) -> torch.Tensor | None:
+    columns = weights.shape[1]
+    if isinstance(edit, Mask):
+        return torch.tensor(bits.unpacked_rows(edit.bits, columns, weights.first + start, weights.first + stop))
+    if edit is None or (isinstance(edit, Scale) and edit.keep == 1):
+        return torch.zeros(1, 1, dtype=torch.bool).expand(stop - start, columns)
+    return None
 
 
 def _selected(edit: Select, weights: Weights) -> Iterator[Tiled]:
@@ -133,20 +194,21 @@ def _keys(edit: Select, weights: Weights) -> Keys:
     return keys(weights, edit.of, Score(edit.score, edit.norms, edit.seed))
 
 
-def _values(edit: Edit | None, weights: Weights) -> Values:
+def _values(edit: Edit | Cut | None, weights: Weights) -> Values:
     """What the taken entries of a row block become: a function of (start, stop, tuned, aligned)."""
+    first = weights.first
     match edit:
         case None:
             return lambda i, j, tuned, aligned: tuned
-        case Select() | Mask():
+        case Select() | Cut() | Mask():
             return lambda i, j, tuned, aligned: _origin(edit.of, tuned, aligned)
         case Scale():
             return lambda i, j, tuned, aligned: _scaled(edit.keep, tuned, _origin(edit.of, tuned, aligned))
         case LowRank():
             product = Product(torch.tensor(edit.left).double(), torch.tensor(edit.right).double(), 1.0)
-            return lambda i, j, tuned, aligned: tuned + product.rows(i, j)
+            return lambda i, j, tuned, aligned: tuned + product.rows(first + i, first + j)
         case Replace():
-            return lambda i, j, tuned, aligned: torch.tensor(edit.values[i:j])
+            return lambda i, j, tuned, aligned: torch.tensor(edit.values[first + i : first + j])
         case ProjectDelta():
             left = _projected(edit, weights)
             return lambda i, j, tuned, aligned: _origin("delta", tuned, aligned) + left[i:j]

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from weightguard.checkpoint import CODE_KEYS, Checkpoint, allowed_target, strict_json, total_size
+from weightguard.checkpoint import Checkpoint, allowed_target, named_code, strict_json, total_size, without_code
 from weightguard.errors import CheckpointError
 from weightguard.rewrite.manifest import NAME
 from weightguard.rewrite.stream import write_all
@@ -128,21 +128,11 @@ def write_companion(path: Path, data: bytes) -> str:
 
 def _clean(name: str, data: bytes, value: object, notes: list[str]) -> bytes:
     """The file's own bytes, or, where it names code to run, the JSON without those keys, and a note."""
-    removed: list[str] = []
-    cleaned = _without_code(value, removed)
+    removed = named_code(value)
     if not removed:
         return data
-    notes.append(f"{name}: {', '.join(sorted(set(removed)))} can name code and was removed")
-    return strict_json.dump(cleaned)
-
-
-def _without_code(value: object, removed: list[str]) -> object:
-    if isinstance(value, list):
-        return [_without_code(item, removed) for item in value]
-    if not isinstance(value, dict):
-        return value
-    removed += [key for key in value if key in CODE_KEYS]
-    return {key: _without_code(item, removed) for key, item in value.items() if key not in CODE_KEYS}
+    notes.append(f"{name}: {', '.join(removed)} can name code and was removed")
+    return strict_json.dump(without_code(value))
 
 
 def _index_bytes(model: Checkpoint) -> bytes:

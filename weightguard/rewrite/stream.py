@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,9 +15,9 @@ from weightguard.checkpoint import Checkpoint, Header, TensorInfo, opened, read_
 from weightguard.errors import CheckpointError
 from weightguard.kernels import ops
 from weightguard.kernels.sha256 import Data, Hash, sha256, update
-from weightguard.plan import Edit, Plan, ProjectDelta
-from weightguard.rewrite.apply import Change, Measured, apply, by_rows
-from weightguard.weights import Memory, Sources, Weights, open_blocks, open_weights
+from weightguard.plan import Edit, Plan, ProjectDelta, Select
+from weightguard.rewrite.apply import Change, Cut, Measured, apply, by_rows
+from weightguard.weights import Memory, Sources, Weights, fits_whole, open_blocks, open_weights
 
 CHUNK = 4 << 20
 Progress = Callable[[int], None]
@@ -66,7 +67,7 @@ def needs_edit(name: str, edits: Mapping[str, Edit], sources: Sources) -> bool:
 def edited(name: str, plan: Plan, sources: Sources) -> torch.Tensor:
     """The tensor as it will be written, in storage order."""
     weights = _open(name, plan, sources, None)
-    _apply(name, plan, weights, Measured())
+    _apply(name, plan.edits.get(name), weights, Measured())
     return weights.stored
 
 
@@ -75,15 +76,20 @@ def _open(name: str, plan: Plan, sources: Sources, memory: Memory | None) -> Wei
     return open_weights(sources, name, with_aligned=plan.needs_aligned, with_unaligned=projected, memory=memory)
 
 
-def _blocks(name: str, plan: Plan, sources: Sources, memory: Memory) -> Iterator[Weights]:
-    """The tensor in pieces as small as its edit allows."""
-    if by_rows(plan.edits.get(name)):
-        return open_blocks(sources, name, with_aligned=plan.needs_aligned, memory=memory)
-    return iter([_open(name, plan, sources, memory)])
+def _blocks(name: str, plan: Plan, sources: Sources, memory: Memory) -> Iterator[tuple[Edit | Cut | None, Weights]]:
+    """The tensor in pieces as small as its edit allows, each with what is to be done to it."""
+    edit: Edit | Cut | None = plan.edits.get(name)
+    opened = partial(open_blocks, sources, name, with_aligned=plan.needs_aligned, memory=memory)
+    if isinstance(edit, Select) and not by_rows(edit) and not fits_whole(sources, name):
+        edit = Cut(edit, opened)
+    elif not by_rows(edit):
+        yield edit, _open(name, plan, sources, memory)
+        return
+    yield from ((edit, block) for block in opened())
 
 
-def _apply(name: str, plan: Plan, weights: Weights, measured: Measured) -> None:
-    apply(plan.edits.get(name), weights, measured)
+def _apply(name: str, edit: Edit | Cut | None, weights: Weights, measured: Measured) -> None:
+    apply(edit, weights, measured)
     if not ops.is_finite(weights.stored):
         raise CheckpointError(f"tensor {name!r}: the edited values leave the range of {weights.stored.dtype}")
 
@@ -156,15 +162,20 @@ def _write_file(
 
 
 def _write_edited(
-    name: str, plan: Plan, blocks: Iterable[Weights], out: int, hashes: _Hashes | None, written: Written
+    name: str,
+    plan: Plan,
+    blocks: Iterable[tuple[Edit | Cut | None, Weights]],
+    out: int,
+    hashes: _Hashes | None,
+    written: Written,
 ) -> None:
     before, after, reference, measured = sha256(), sha256(), sha256(), Measured()
-    for weights in blocks:
+    for edit, weights in blocks:
         data = _bytes_of(weights.stored)
         if hashes is not None:  # the tensor is edited in the memory it was read into, so this comes before the edit
             aligned = [] if weights.reference is None else [(reference, _bytes_of(weights.reference))]
             hashes.edited(data, before, *aligned)
-        _apply(name, plan, weights, measured)
+        _apply(name, edit, weights, measured)
         if hashes is not None:
             hashes.changed(data, after)
         write_all(out, data)

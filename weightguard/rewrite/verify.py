@@ -17,7 +17,7 @@ from weightguard.kernels.sha256 import sha256, update
 from weightguard.rewrite.companions import all_names
 from weightguard.rewrite.manifest import NAME, Manifest, identity
 from weightguard.rewrite.stream import CHUNK, holds_numbers
-from weightguard.weights import Sources, Weights, open_weights
+from weightguard.weights import Memory, Sources, Weights, open_blocks
 
 Progress = Callable[[int], None]
 
@@ -105,7 +105,7 @@ def verify_against(output: Checkpoint, manifest: Manifest, before: Sources, prog
             raise MismatchError(f"tensor {name!r}: shape or dtype differs from {before.model.label}")
         if name in manifest.edits:
             recounted += _recount(name, output, manifest, before)
-        elif not torch.equal(_raw(output, name), _raw(before.model, name)):
+        elif not _identical(output, before.model, name):
             raise MismatchError(f"tensor {name!r}: listed as untouched, but differs from {before.model.label}")
         else:
             identical += 1
@@ -126,35 +126,46 @@ def _check_input(before: Sources, manifest: Manifest) -> None:
         raise MismatchError(f"{before.model.label} has other tensors than the output; it is not the model it came from")
 
 
-def _raw(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+def _identical(output: Checkpoint, model: Checkpoint, name: str) -> bool:
+    sides = zip(_pieces(output, name), _pieces(model, name), strict=True)
+    return all(torch.equal(one, other) for one, other in sides)
+
+
+def _pieces(checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
+    """The bytes of a tensor, piece by piece in the same memory."""
     info = checkpoint.info(name)
-    data = torch.empty(info.nbytes, dtype=torch.uint8)
+    room = torch.empty(min(CHUNK, info.nbytes), dtype=torch.uint8)
     with opened(checkpoint.directory, info.file) as descriptor:
-        if info.nbytes:
-            read_exactly(descriptor, memoryview(data.numpy()), info.start, info.file)
-    return data
+        for chunk in _chunks(descriptor, info, memoryview(room.numpy())):
+            yield room[: len(chunk)]
 
 
 def _recount(name: str, output: Checkpoint, manifest: Manifest, before: Sources) -> int:
-    said = manifest.edits[name]
-    if (
-        hashlib.sha256(_raw(before.model, name).numpy()).hexdigest()
-        != manifest.data["inputs"]["model"]["tensors"][name]
-    ):
+    own = sha256()
+    for piece in _pieces(before.model, name):
+        own.update(memoryview(piece.numpy()))
+    if own.hexdigest() != manifest.data["inputs"]["model"]["tensors"][name]:
         raise MismatchError(f"tensor {name!r} of {before.model.label} is not the one this output was made from")
-    weights = open_weights(before, name, with_aligned=False)
-    after = output.read(name)
+    said = manifest.edits[name]
+    blocks = open_blocks(before, name, with_aligned=False, memory=Memory())
+    changed = sum(_changed(name, output, manifest, weights) for weights in blocks)
+    if changed != said["changed"]:
+        raise MismatchError(f"tensor {name!r}: {changed} entries differ from the input, {NAME} says {said['changed']}")
+    return changed
+
+
+def _changed(name: str, output: Checkpoint, manifest: Manifest, weights: Weights) -> int:
+    """Entries of a row block that the output holds otherwise. Error: MismatchError for one that was not planned."""
+    after = output.read_rows(name, weights.first, weights.first + len(weights.stored))
     rows = after.as_strided(weights.logical.shape, weights.logical.stride())  # in logical order, as `weights` are
     changed = 0
     for start, stop in ops.tiles(weights.shape):
         block = rows[start:stop]
         moved = block != weights.tuned(start, stop).to(rows.dtype)
         changed += int(moved.sum())
-        planned = _planned(said, manifest, weights, start, stop)
+        planned = _planned(manifest.edits[name], manifest, weights, start, stop)
         if planned is not None and bool((block != planned)[moved].any()):
             raise MismatchError(f"tensor {name!r}: an entry changed to a value that its plan cannot give")
-    if changed != said["changed"]:
-        raise MismatchError(f"tensor {name!r}: {changed} entries differ from the input, {NAME} says {said['changed']}")
     return changed
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from weightguard.checkpoint import CODE_KEYS, Checkpoint
+from weightguard.checkpoint import Checkpoint, without_choices
 from weightguard.errors import CheckpointError, UnsupportedError, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -19,17 +19,6 @@ SPREAD = "auto"
 
 MAX_TABLES = 64_000_000  # numbers in rotary tables, masks and their like, which no file holds
 _NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
-
-# A config may ask for an attention kernel that is not installed here, or that reads no explicit mask.
-_KERNEL_KEYS = (
-    "attn_implementation",
-    "_attn_implementation",
-    "_attn_implementation_internal",
-    "experts_implementation",
-    "_experts_implementation",
-    "use_kernels",
-    "kernel_config",
-)
 
 
 def load_model(
@@ -56,7 +45,7 @@ def load_model(
             kind = _class_of(config, classifier)
             _check_size(checkpoint, kind, config)
             model, said = kind.from_pretrained(
-                path, config=config, dtype=dtype_of(dtype), local_files_only=True, use_safetensors=True,
+                path, config=config, dtype=dtype_of(dtype), local_files_only=True, use_safetensors=True, trust_remote_code=False,
                 ignore_mismatched_sizes=True, output_loading_info=True, experts_implementation="eager", **given,
             )  # fmt: skip
         except (MemoryError, CheckpointError, UsageError):
@@ -255,17 +244,12 @@ def model_config(checkpoint: Checkpoint) -> Any:
     kind = str(checkpoint.config.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise UnsupportedError(f"config.json: transformers has no architecture {kind!r}")
-    plain = {key: value for key, value in _without_kernels(checkpoint.config).items() if key != "model_type"}
+    config = {key: value for key, value in checkpoint.config.items() if key != "model_type"}
     try:
-        return CONFIG_MAPPING[kind].from_dict(plain)
+        with quiet():
+            return CONFIG_MAPPING[kind].from_dict(without_choices(config))
     except Exception as error:  # the config class validates a stranger's values in many ways
         raise CheckpointError(f"config.json: transformers refuses it: {_one_line(error)}") from error
-
-
-def _without_kernels(config: dict) -> dict:
-    """The config, and the configs in it, without the keys that can name code or ask for a kernel."""
-    kept = {key: value for key, value in config.items() if key not in (*CODE_KEYS, *_KERNEL_KEYS)}
-    return {key: _without_kernels(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def load_adapted(base: Any, adapter: Checkpoint, state_dict: Mapping[str, torch.Tensor] | None = None) -> Any:
@@ -310,15 +294,21 @@ def vocabulary_rows(model: Any) -> int:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' own bars and chatter off for a while; what matters is raised or said by us."""
+    """transformers' own bars and chatter off for a while; what matters is raised or said by us.
+
+    The hub is out of reach meanwhile: what is loaded lies on disk, whatever other repositories its configs name.
+    """
+    from huggingface_hub import constants
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, bars, offline = logging.get_verbosity(), logging.is_progress_bar_enabled(), constants.HF_HUB_OFFLINE
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
+        constants.HF_HUB_OFFLINE = offline
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()

@@ -39,8 +39,8 @@ def count(ratio: Decimal, size: int, rounding: str) -> int:
 def keys(weights: Weights, of: str, score: Score) -> Keys:
     """int32 keys of a tensor's entries by row block; `of` "weight" scores W, "delta" scores W − W_aligned."""
     if score.kind == "random":
-        seed, columns = score.seed or 0, weights.shape[1]
-        return lambda i, j: ops.random_keys(seed, i, j, columns)
+        seed, columns, first = score.seed or 0, weights.shape[1], weights.first
+        return lambda i, j: ops.random_keys(seed, first + i, first + j, columns)
     norms = None if score.norms is None else torch.tensor(score.norms)
     return lambda i, j: ops.score_keys(_scored(weights, of, i, j), norms)
 
@@ -49,31 +49,31 @@ def _scored(weights: Weights, of: str, start: int, stop: int) -> torch.Tensor:
     return weights.tuned(start, stop) if of == "weight" else weights.delta(start, stop)
 
 
-def global_counts(tensors: Mapping[str, Callable[[], tuple[Keys, tuple[int, int]]]], k: int) -> dict[str, int]:
+def key_blocks(rows: Keys, shape: tuple[int, int]) -> Iterator[torch.Tensor]:
+    """The keys of a tensor of this shape, tile by tile."""
+    for tile in ops.tiles(shape):
+        yield rows(*tile)
+
+
+def global_counts(tensors: Mapping[str, Callable[[], Iterator[torch.Tensor]]], k: int) -> dict[str, int]:
     """How many of the k highest keys over all tensors fall into each; ties go to tensors in bytewise order of names.
 
-    `tensors`: name -> a function that opens the tensor and gives its keys and shape; one is open at a time.
+    `tensors`: name -> a function that opens the tensor and gives its keys block by block; one is open at a time.
     """
     names = sorted(tensors, key=str.encode)
 
     def blocks() -> Iterator[torch.Tensor]:
         for name in names:
-            yield from _blocks(tensors[name])
+            yield from tensors[name]()
 
     value, ties = ops.threshold(blocks, k)
     counts = {}
     for name in names:
         above = tied = 0
-        for block in _blocks(tensors[name]):
+        for block in tensors[name]():
             above += int((block > value).sum())
             tied += int((block == value).sum())
         taken = min(tied, ties)
         ties -= taken
         counts[name] = above + taken
     return counts
-
-
-def _blocks(opener: Callable[[], tuple[Keys, tuple[int, int]]]) -> Iterator[torch.Tensor]:
-    key_rows, shape = opener()
-    for tile in ops.tiles(shape):
-        yield key_rows(*tile)
