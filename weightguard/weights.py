@@ -106,13 +106,20 @@ class Memory:
 
 
 def open_weights(
-    sources: Sources, name: str, *, with_aligned: bool, with_unaligned: bool = False, memory: Memory | None = None
+    sources: Sources,
+    name: str,
+    *,
+    with_aligned: bool,
+    with_unaligned: bool = False,
+    memory: Memory | None = None,
+    checked: bool = True,
 ) -> Weights:
     """Read one tensor and what it is compared with. NaN or infinity in either is a CheckpointError.
 
-    memory: where to read it to; the weights are then good until the next are opened with it.
+    memory: where to read it to; the weights are then good until the next are opened with it. checked False: the edit
+    finds NaN and infinity itself, which saves a pass.
     """
-    weights = _opened(sources, name, with_aligned, memory)
+    weights = _opened(sources, name, with_aligned, memory, checked)
     if not with_unaligned:
         return weights
     assert sources.unaligned is not None, "a projection needs the unaligned checkpoint"
@@ -127,26 +134,29 @@ def logical_rows(
     return Whole(_turned(tensor, name in linears and linears[name].transposed), _working(tensor.dtype))
 
 
-def open_blocks(sources: Sources, name: str, *, with_aligned: bool, memory: Memory) -> Iterator[Weights]:
+def open_blocks(
+    sources: Sources, name: str, *, with_aligned: bool, memory: Memory, checked: bool = True
+) -> Iterator[Weights]:
     """The same in blocks of whole rows that stay in a core's cache, each in the memory of the last: for edits that treat
     every row by itself. A tensor that is stored transposed, or is a base with an adapter over it, comes in one piece."""
     info = sources.model.info(name)
     if sources.is_tuned(name) or len(info.shape) != 2 or _is_transposed(sources, name):
-        yield open_weights(sources, name, with_aligned=with_aligned, memory=memory)
+        yield open_weights(sources, name, with_aligned=with_aligned, memory=memory, checked=checked)
         return
     step = max(1, BLOCK * info.shape[0] // max(1, info.nbytes))
     blocks = [(start, min(start + step, info.shape[0])) for start in range(0, max(1, info.shape[0]), step)]
-    stored = _finite_blocks(sources.model, name, blocks, memory, "stored")
-    reference = _finite_blocks(_aligned(sources), name, blocks, memory, "aligned") if with_aligned else repeat(None)
+    stored = _blocks(sources.model, name, blocks, memory, "stored", checked)
+    reference = _blocks(_aligned(sources), name, blocks, memory, "aligned", checked) if with_aligned else repeat(None)
     for pair in zip(stored, reference, strict=False):
         yield _compared(*pair, transposed=False)
 
 
-def _opened(sources: Sources, name: str, with_aligned: bool, memory: Memory | None) -> Weights:
-    stored = finite(sources.model, name, memory)
-    if sources.merged is not None and name in sources.merged.pairs:
-        return _over_base(sources, name, stored)
-    reference = finite(_aligned(sources), name, memory, "aligned") if with_aligned else None
+def _opened(sources: Sources, name: str, with_aligned: bool, memory: Memory | None, checked: bool) -> Weights:
+    if sources.is_tuned(name):
+        return _over_base(sources, name, finite(sources.model, name, memory))
+    taken = finite if checked else _read
+    stored = taken(sources.model, name, memory, "stored")
+    reference = taken(_aligned(sources), name, memory, "aligned") if with_aligned else None
     return _compared(stored, reference, _is_transposed(sources, name))
 
 
@@ -209,16 +219,19 @@ def low_rank(adapter: Checkpoint, pair: LoraPair) -> LowRank:
 
 def finite(checkpoint: Checkpoint, name: str, memory: Memory | None = None, place: str = "stored") -> torch.Tensor:
     """The tensor, once it is known to hold no NaN and no infinity."""
-    tensor = checkpoint.read(name, None if memory is None else memory.place(place, checkpoint.info(name).nbytes))
-    return _checked(tensor, checkpoint, name)
+    return _checked(_read(checkpoint, name, memory, place), checkpoint, name)
 
 
-def _finite_blocks(
-    checkpoint: Checkpoint, name: str, blocks: Sequence[tuple[int, int]], memory: Memory, place: str
+def _read(checkpoint: Checkpoint, name: str, memory: Memory | None, place: str) -> torch.Tensor:
+    return checkpoint.read(name, None if memory is None else memory.place(place, checkpoint.info(name).nbytes))
+
+
+def _blocks(
+    checkpoint: Checkpoint, name: str, blocks: Sequence[tuple[int, int]], memory: Memory, place: str, checked: bool
 ) -> Iterator[torch.Tensor]:
     size = max(stop - start for start, stop in blocks) * checkpoint.info(name).nbytes // max(1, blocks[-1][1])
     for tensor in checkpoint.row_blocks(name, blocks, memory.place(place, size)):
-        yield _checked(tensor, checkpoint, name)
+        yield _checked(tensor, checkpoint, name) if checked else tensor
 
 
 def _checked(tensor: torch.Tensor, checkpoint: Checkpoint, name: str) -> torch.Tensor:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import torch
 
@@ -77,11 +78,18 @@ def by_rows(edit: Edit | None) -> bool:
     return isinstance(edit, Scale) or (isinstance(edit, Select) and edit.group == "row" and edit.score != "random")
 
 
-def apply(edit: Edit | None, weights: Weights, measured: Measured) -> None:
-    """Write the edited weights into `weights.stored` and add what changed. None merges an adapter and edits nothing."""
-    if isinstance(edit, Select) and edit.score != "random" and weights.update is None:
-        _select(edit, weights, measured)
-        return
+def finds_all(edit: Edit | None) -> TypeGuard[Select]:
+    """Whether `apply` tells of NaN and infinity in what it is given, wherever in the tensor they are."""
+    return isinstance(edit, Select) and edit.score != "random"
+
+
+def apply(edit: Edit | None, weights: Weights, measured: Measured) -> bool:
+    """Write the edited weights into `weights.stored` and add what changed. None merges an adapter and edits nothing.
+
+    False: a score or an edited value is NaN or infinite, and nothing of it is to be used.
+    """
+    if finds_all(edit) and weights.update is None:
+        return _select(edit, weights, measured)
     values = _values(edit, weights)
     for start, stop, mask in _masks(edit, weights):
         tuned = weights.tuned(start, stop)
@@ -93,16 +101,16 @@ def apply(edit: Edit | None, weights: Weights, measured: Measured) -> None:
         moved, squares = ops.moved(before, after, aligned)
         measured.add(after.numel(), selected, moved, squares)
         weights.logical[start:stop] = after
+    return ops.is_finite(weights.stored)
 
 
-def _select(edit: Select, weights: Weights, measured: Measured) -> None:
+def _select(edit: Select, weights: Weights, measured: Measured) -> bool:
     """A scored selection on a full tensor, in one pass of the kernel that also measures."""
     norms, spare = (None if n is None else torch.tensor(n) for n in (edit.norms, edit.spare_norms))
     choice = Choice(edit.group, edit.k, norms, edit.spare_k, spare)
     taken = ops.select_apply(weights.logical, choice, weights.origin)
-    if not taken.finite:
-        raise CheckpointError(f"tensor {edit.tensor!r}: its scores leave the range of float32; look at the statistics")
     measured.add(weights.logical.numel(), taken.selected, taken.changed, taken.squares)
+    return taken.finite  # entries go to zero or to the aligned value, so with finite scores they are finite
 
 
 def _masks(edit: Edit | None, weights: Weights) -> Iterator[tuple[int, int, torch.Tensor | None]]:
