@@ -78,9 +78,17 @@ def by_rows(edit: Edit | None) -> bool:
     return isinstance(edit, Scale) or (isinstance(edit, Select) and edit.group == "row" and edit.score != "random")
 
 
-def finds_all(edit: Edit | None) -> TypeGuard[Select]:
+def finds_all(edit: Edit | None) -> bool:
     """Whether `apply` tells of NaN and infinity in what it is given, wherever in the tensor they are."""
+    return _is_scored(edit) or _is_scaling(edit)
+
+
+def _is_scored(edit: Edit | None) -> TypeGuard[Select]:
     return isinstance(edit, Select) and edit.score != "random"
+
+
+def _is_scaling(edit: Edit | None) -> TypeGuard[Scale]:
+    return isinstance(edit, Scale) and edit.keep not in (0, 1)
 
 
 def apply(edit: Edit | None, weights: Weights, measured: Measured) -> bool:
@@ -88,8 +96,10 @@ def apply(edit: Edit | None, weights: Weights, measured: Measured) -> bool:
 
     False: a score or an edited value is NaN or infinite, and nothing of it is to be used.
     """
-    if finds_all(edit) and weights.update is None:
+    if _is_scored(edit) and weights.update is None:
         return _select(edit, weights, measured)
+    if _is_scaling(edit) and weights.update is None and (edit.of == "delta") == (weights.origin is not None):
+        return _scale(edit, weights, measured)
     values = _values(edit, weights)
     for start, stop, mask in _masks(edit, weights):
         tuned = weights.tuned(start, stop)
@@ -111,6 +121,12 @@ def _select(edit: Select, weights: Weights, measured: Measured) -> bool:
     taken = ops.select_apply(weights.logical, choice, weights.origin)
     measured.add(weights.logical.numel(), taken.selected, taken.changed, taken.squares)
     return taken.finite  # entries go to zero or to the aligned value, so with finite scores they are finite
+
+
+def _scale(edit: Scale, weights: Weights, measured: Measured) -> bool:
+    taken = ops.scale(weights.logical, edit.keep, weights.origin)
+    measured.add(weights.logical.numel(), taken.selected, taken.changed, taken.squares)
+    return taken.finite
 
 
 def _masks(edit: Edit | None, weights: Weights) -> Iterator[tuple[int, int, torch.Tensor | None]]:

@@ -13,7 +13,7 @@ from weightguard.checkpoint import Checkpoint, Header, TensorInfo, opened, read_
 from weightguard.errors import CheckpointError
 from weightguard.kernels import ops
 from weightguard.kernels.sha256 import Data, Hash, sha256, update
-from weightguard.plan import Edit, Plan, ProjectDelta
+from weightguard.plan import Edit, Plan, ProjectDelta, Select
 from weightguard.rewrite.apply import Change, Measured, apply, by_rows, finds_all
 from weightguard.rewrite.output import Output
 from weightguard.weights import Memory, Sources, Weights, finite, open_blocks, open_weights
@@ -93,7 +93,7 @@ def _apply(name: str, plan: Plan, sources: Sources, weights: Weights, measured: 
     for checkpoint in (sources.model, sources.aligned) if plan.needs_aligned else (sources.model,):
         if checkpoint is not None:
             finite(checkpoint, name)  # which says so, where it was in the files
-    if finds_all(plan.edits.get(name)):
+    if isinstance(plan.edits.get(name), Select):
         raise CheckpointError(f"tensor {name!r}: its scores leave the range of float32; look at the statistics")
     raise CheckpointError(f"tensor {name!r}: the edited values leave the range of {weights.stored.dtype}")
 
