@@ -29,10 +29,10 @@ SLOW = """
 import sys, time
 from weightguard.rewrite import output
 from weightguard.cli.main import main
-def write_all(descriptor, data):
+def write(out, data):
     print("writing", flush=True)
     time.sleep(60)
-output.write_all = write_all
+output.Output.write = write
 sys.exit(main(sys.argv[1:]))
 """
 
