@@ -152,6 +152,7 @@ def child(row: str, root: Path, out: Path) -> None:
     """One row in this process: print its figures as JSON."""
     import torch
 
+    import weightguard.api.proving
     import weightguard.api.repairing
     import weightguard.rewrite
     import weightguard.statistics.norms  # noqa: F401

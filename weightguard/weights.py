@@ -108,13 +108,20 @@ class Memory:
 
 
 def open_weights(
-    sources: Sources, name: str, *, with_aligned: bool, with_unaligned: bool = False, memory: Memory | None = None
+    sources: Sources,
+    name: str,
+    *,
+    with_aligned: bool,
+    with_unaligned: bool = False,
+    memory: Memory | None = None,
+    checked: bool = True,
 ) -> Weights:
     """Read one tensor and what it is compared with. NaN or infinity in either is a CheckpointError.
 
-    memory: where to read it to; the weights are then good until the next are opened with it.
+    memory: where to read it to; the weights are then good until the next are opened with it. checked False: the edit
+    finds NaN and infinity itself, which saves a pass.
     """
-    weights = _opened(sources, name, with_aligned, memory)
+    weights = _opened(sources, name, with_aligned, memory, checked)
     if not with_unaligned:
         return weights
     assert sources.unaligned is not None, "a projection needs the unaligned checkpoint"
@@ -129,22 +136,24 @@ def logical_rows(
     return Whole(_turned(tensor, name in linears and linears[name].transposed), _working(tensor.dtype))
 
 
-def open_blocks(sources: Sources, name: str, *, with_aligned: bool, memory: Memory) -> Iterator[Weights]:
+def open_blocks(
+    sources: Sources, name: str, *, with_aligned: bool, memory: Memory, checked: bool = True
+) -> Iterator[Weights]:
     """The same in blocks of whole rows that stay in a core's cache, each in the memory of the last. A tensor that is
     stored transposed comes in one piece."""
     info = sources.model.info(name)
     if len(info.shape) != 2 or _is_transposed(sources, name):
-        yield open_weights(sources, name, with_aligned=with_aligned, memory=memory)
+        yield open_weights(sources, name, with_aligned=with_aligned, memory=memory, checked=checked)
         return
     step = max(1, BLOCK * info.shape[0] // max(1, info.nbytes))
     blocks = [(start, min(start + step, info.shape[0])) for start in range(0, max(1, info.shape[0]), step)]
-    stored = _finite_blocks(sources.model, name, blocks, memory, "stored")
     if sources.merged is not None and name in sources.merged.pairs:
         update = low_rank(sources.merged.adapter, sources.merged.pairs[name])
-        for (start, _), block in zip(blocks, stored, strict=True):
+        for (start, _), block in zip(blocks, _blocks(sources.model, name, blocks, memory, "stored", True), strict=True):
             yield _over_base(block, block, update, start)
         return
-    reference = _finite_blocks(_aligned(sources), name, blocks, memory, "aligned") if with_aligned else repeat(None)
+    stored = _blocks(sources.model, name, blocks, memory, "stored", checked)
+    reference = _blocks(_aligned(sources), name, blocks, memory, "aligned", checked) if with_aligned else repeat(None)
     for (start, _), block, beside in zip(blocks, stored, reference, strict=False):
         yield dataclasses.replace(_compared(block, beside, transposed=False), first=start)
 
@@ -154,12 +163,14 @@ def fits_whole(sources: Sources, name: str) -> bool:
     return sources.model.info(name).nbytes <= WHOLE
 
 
-def _opened(sources: Sources, name: str, with_aligned: bool, memory: Memory | None) -> Weights:
-    stored = finite(sources.model, name, memory)
+def _opened(sources: Sources, name: str, with_aligned: bool, memory: Memory | None, checked: bool) -> Weights:
     if sources.merged is not None and name in sources.merged.pairs:
+        stored = finite(sources.model, name, memory)
         update = low_rank(sources.merged.adapter, sources.merged.pairs[name])
         return _over_base(stored, _turned(stored, _is_transposed(sources, name)), update)
-    reference = finite(_aligned(sources), name, memory, "aligned") if with_aligned else None
+    taken = finite if checked else _read
+    stored = taken(sources.model, name, memory, "stored")
+    reference = taken(_aligned(sources), name, memory, "aligned") if with_aligned else None
     return _compared(stored, reference, _is_transposed(sources, name))
 
 
@@ -224,16 +235,19 @@ def low_rank(adapter: Checkpoint, pair: LoraPair) -> LowRank:
 
 def finite(checkpoint: Checkpoint, name: str, memory: Memory | None = None, place: str = "stored") -> torch.Tensor:
     """The tensor, once it is known to hold no NaN and no infinity."""
-    tensor = checkpoint.read(name, None if memory is None else memory.place(place, checkpoint.info(name).nbytes))
-    return _checked(tensor, checkpoint, name)
+    return _checked(_read(checkpoint, name, memory, place), checkpoint, name)
 
 
-def _finite_blocks(
-    checkpoint: Checkpoint, name: str, blocks: Sequence[tuple[int, int]], memory: Memory, place: str
+def _read(checkpoint: Checkpoint, name: str, memory: Memory | None, place: str) -> torch.Tensor:
+    return checkpoint.read(name, None if memory is None else memory.place(place, checkpoint.info(name).nbytes))
+
+
+def _blocks(
+    checkpoint: Checkpoint, name: str, blocks: Sequence[tuple[int, int]], memory: Memory, place: str, checked: bool
 ) -> Iterator[torch.Tensor]:
     size = max(stop - start for start, stop in blocks) * checkpoint.info(name).nbytes // max(1, blocks[-1][1])
     for tensor in checkpoint.row_blocks(name, blocks, memory.place(place, size)):
-        yield _checked(tensor, checkpoint, name)
+        yield _checked(tensor, checkpoint, name) if checked else tensor
 
 
 def _checked(tensor: torch.Tensor, checkpoint: Checkpoint, name: str) -> torch.Tensor:

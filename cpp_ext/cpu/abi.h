@@ -10,7 +10,7 @@
 #define WG_EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int32_t WG_ABI = 4;
+constexpr int32_t WG_ABI = 5;
 
 enum WgDtype : int32_t { WG_F32 = 0, WG_BF16 = 1, WG_F16 = 2 };
 enum WgIsa : int32_t { WG_AUTO = 0, WG_PORTABLE = 1, WG_AVX2 = 2, WG_AVX512 = 3 };
@@ -39,6 +39,16 @@ struct WgPair {
     double *aa, *bb, *ab, *dd, *d4;  // (rows,) row sums of a², b², a·b, d² and d⁴ with d = a − b
     double largest;                  // out: max |d|
     int64_t changed;                 // out: entries with a != b
+    int32_t dtype, threads, isa;
+};
+
+// W becomes origin + keep·(W − origin), origin 0 where its data is null: one rounding to float32 an operation, one to the dtype.
+struct WgScale {
+    WgMatrix weights, origin;
+    int64_t rows, columns;
+    double *weight, *change, *before, *after;  // (rows,) row sums of squares; the last two null without an origin
+    int64_t changed;                           // out
+    float keep;
     int32_t dtype, threads, isa;
 };
 
@@ -76,6 +86,7 @@ WG_EXPORT int32_t wg_abi();
 WG_EXPORT int32_t wg_best_isa();
 WG_EXPORT int32_t wg_select(WgSelect* call);
 WG_EXPORT int32_t wg_pair(WgPair* call);
+WG_EXPORT int32_t wg_scale(WgScale* call);
 WG_EXPORT int32_t wg_squares(WgSquares* call);
 WG_EXPORT int32_t wg_products(WgProducts* call);
 WG_EXPORT int32_t wg_finite(const void* data, int64_t count, int32_t dtype, int32_t threads, int32_t isa);

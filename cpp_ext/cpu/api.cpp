@@ -8,6 +8,7 @@ namespace wg {
 
 WgStatus select(WgSelect& call, const Table& table);
 WgStatus pair(WgPair& call, const Table& table);
+WgStatus scale(WgScale& call, const Table& table);
 WgStatus squares(WgSquares& call, const Table& table);
 WgStatus products(WgProducts& call, const Table& table);
 WgStatus key_rows(const int32_t* keys, int64_t rows, int64_t columns, int64_t k, uint8_t* mask, const Table& table);
@@ -55,6 +56,10 @@ int32_t wg_select(WgSelect* c) {
 
 int32_t wg_pair(WgPair* c) {
     return wg::guarded(wg::known(c->dtype), c->isa, [&](const wg::Table& table) { return wg::pair(*c, table); });
+}
+
+int32_t wg_scale(WgScale* c) {
+    return wg::guarded(wg::known(c->dtype), c->isa, [&](const wg::Table& table) { return wg::scale(*c, table); });
 }
 
 int32_t wg_squares(WgSquares* c) {

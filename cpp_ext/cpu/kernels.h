@@ -94,6 +94,9 @@ struct Plain {
     // total[j] += Σ x² over the rows at the given addresses, in their order, for `columns` columns.
     void (*squares)(const char* const* rows, int64_t count, int64_t columns, double* total);
     bool (*finite)(const char* data, int64_t count);
+    // out = origin + keep·(row − origin), origin 0 where it is null; each operation rounded to float32, the last also to
+    // the dtype, both to nearest even. What a NaN becomes is left open.
+    void (*scale)(const char* row, const char* origin, float keep, int64_t count, char* out);
 };
 
 constexpr int64_t PRODUCT_BLOCK = 64;  // rows and columns of a piece of V (reference.PRODUCT_BLOCK)

@@ -67,6 +67,50 @@ WgStatus pair(WgPair& call, const Table& table) {
     return all_finite(call.aa, call.rows) && all_finite(call.bb, call.rows) ? WG_OK : WG_NOT_FINITE;
 }
 
+// A row is scaled beside itself, compared with what it was, and only then put back.
+WgStatus scale(WgScale& call, const Table& table) {
+    call.changed = 0;
+    if (call.rows == 0 || call.columns == 0) return WG_OK;
+    const Plain& kernels = table.plain[call.dtype];
+    const int64_t entry = size_of(call.dtype), step = std::clamp<int64_t>(BLOCK / call.columns, 1, call.rows);
+    const int threads = int(std::clamp<int64_t>(call.rows * call.columns / BLOCK, 1, std::max(call.threads, 1)));
+    std::vector<double> scaled(size_t(call.rows)), unused(size_t(call.rows));
+    double *const none = unused.data(), *const squares = scaled.data();
+    const auto sums = [&](double* aa, double* bb, double* dd) {
+        return WgPair{call.weights, call.origin, call.rows, call.columns, aa, bb, none, dd, none, 0, 0, call.dtype, 0, 0};
+    };
+    const WgPair moved = sums(call.weight, squares, call.change), before = sums(none, none, call.before),
+                 after = sums(none, none, call.after);
+    std::vector<Block> weights, origins;
+    for (int i = 0; i < threads; ++i)
+        weights.emplace_back(call.weights, call.columns, entry, step),
+            origins.emplace_back(call.origin, call.columns, entry, step);
+    std::vector<Lined<char>> rows(size_t(threads), Lined<char>(size_t(call.columns * entry)));
+    std::vector<Extremes> found{size_t(threads)}, ignored{size_t(threads)};
+    parallel(threads, (call.rows + step - 1) / step, [&](int64_t block, int thread) {
+        Block &w = weights[size_t(thread)], &o = origins[size_t(thread)];
+        char* const y = rows[size_t(thread)].data();
+        const int64_t first = block * step, last = std::min(first + step, call.rows);
+        w.open(first, last), o.open(first, last);
+        for (int64_t r = first; r < last; ++r) {
+            char* const x = w.row(r);
+            const char* const origin = o.row(r);
+            kernels.scale(x, origin, call.keep, call.columns, y);
+            pair_row(moved, kernels, x, y, r, found[size_t(thread)]);
+            if (origin) {
+                pair_row(before, kernels, x, origin, r, ignored[size_t(thread)]);
+                pair_row(after, kernels, y, origin, r, ignored[size_t(thread)]);
+            }
+            std::memcpy(x, y, size_t(call.columns * entry));
+        }
+        w.put_back();
+    });
+    for (const Extremes& each : found) call.changed += each.changed;
+    const bool good = all_finite(call.weight, call.rows) && all_finite(squares, call.rows) &&
+                      (!call.origin.data || all_finite(call.before, call.rows));
+    return good ? WG_OK : WG_NOT_FINITE;
+}
+
 WgStatus squares(WgSquares& call, const Table& table) {
     std::fill(call.total, call.total + call.columns, 0.0);
     const int64_t entry = size_of(call.dtype), strips = (call.columns + STRIP - 1) / STRIP;

@@ -27,12 +27,12 @@ WG = [sys.executable, "-m", "weightguard"]
 # A repair that says so when it begins to write, and then waits to be interrupted.
 SLOW = """
 import sys, time
-from weightguard.rewrite import stream
+from weightguard.rewrite import output
 from weightguard.cli.main import main
-def write_all(descriptor, data):
+def write(out, data):
     print("writing", flush=True)
     time.sleep(60)
-stream.write_all = write_all
+output.Output.write = write
 sys.exit(main(sys.argv[1:]))
 """
 

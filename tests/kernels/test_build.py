@@ -16,7 +16,7 @@ FLAGS = ("-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fsanitize=address,und
          "-pthread", "-fPIC", "-shared")  # fmt: skip
 
 
-SCRIPTS = ("test_select.py", "test_products.py", "test_sums.py")
+SCRIPTS = ("test_select.py", "test_products.py", "test_scale.py", "test_sums.py")
 
 
 @pytest.mark.full

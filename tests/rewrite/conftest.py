@@ -26,7 +26,7 @@ import pytest
 from safetensors.numpy import save
 
 from weightguard.cli.main import main
-from weightguard.rewrite import stage
+from weightguard.rewrite import output, stage
 
 HIDDEN, MIDDLE, LAYERS, VOCABULARY = 4, 6, 2, 8
 CONFIG = {
@@ -255,6 +255,8 @@ class Place:
         """
 
         def action() -> int:
+            output.BLOCK = output.ROOM = 512  # many writes a shard, and the same ones on every file system
+            output.DIRECT = 0
             more.get("prepare", int)()
             if not more.get("exchange", True):
                 stage._renameat2 = lambda *_: False  # type: ignore[assignment]

@@ -18,7 +18,7 @@ import torch
 from weightguard.errors import SystemFailure, UsageError
 from weightguard.kernels.reference import SUMS, Choice, Pair, Taken
 
-ABI = 4
+ABI = 5
 ISAS = {"": 0, "portable": 1, "avx2": 2, "avx512": 3}
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NOT_FINITE, NO_MEMORY = 1, -1
@@ -57,6 +57,19 @@ class _Pair(ctypes.Structure):
         *((name, _PTR) for name in ("aa", "bb", "ab", "dd", "d4")),
         ("largest", ctypes.c_double),
         ("changed", _I64),
+        *((name, _I32) for name in ("dtype", "threads", "isa")),
+    )
+
+
+class _Scale(ctypes.Structure):
+    """WgScale of cpp_ext/cpu/abi.h."""
+
+    _fields_ = (
+        *((name, _Matrix) for name in ("weights", "origin")),
+        *((name, _I64) for name in ("rows", "columns")),
+        *((name, _PTR) for name in ("weight", "change", "before", "after")),
+        ("changed", _I64),
+        ("keep", ctypes.c_float),
         *((name, _I32) for name in ("dtype", "threads", "isa")),
     )
 
@@ -192,6 +205,18 @@ def moved(
     if aligned is not None:
         squares |= {"before": _pair(before, aligned)[1]["dd"], "after": _pair(after, aligned)[1]["dd"]}
     return None if call is None else (call.changed, {key: each.tolist() for key, each in squares.items()})
+
+
+def scale(weights: torch.Tensor, keep: float, aligned: torch.Tensor | None) -> Taken:
+    """See ops.scale."""
+    rows, columns = weights.shape
+    keys = ("weight", "change") if aligned is None else ("weight", "change", "before", "after")
+    sums = {key: torch.zeros(rows, dtype=torch.float64) for key in keys}
+    call = _Scale(weights=_matrix(weights), origin=_matrix(aligned), rows=rows, columns=columns, keep=keep,
+                  dtype=DTYPES[weights.dtype], **{key: _pointer(each) for key, each in sums.items()})  # fmt: skip
+    if not _run("wg_scale", call):
+        return Taken(finite=False)
+    return Taken(weights.numel(), call.changed, True, {key: each.tolist() for key, each in sums.items()})
 
 
 def _pair(a: torch.Tensor, b: torch.Tensor) -> tuple[_Pair | None, dict[str, torch.Tensor]]:

@@ -83,6 +83,16 @@ def moved(
     return found or reference.moved(before, after, aligned)
 
 
+def scale(weights: torch.Tensor, keep: float, aligned: torch.Tensor | None = None) -> Taken:
+    """W becomes A + keep·(W − A) in place, A the aligned weights or zero; weights (out, in), any strides, keep not 0 or 1.
+
+    One rounding an operation in float32 (float64 for float64), one on storing. Look at `finite` before anything else.
+    """
+    if aligned is not None and aligned.shape != weights.shape:
+        raise ValueError(f"aligned weights {tuple(aligned.shape)} for weights {tuple(weights.shape)}")
+    return (native if native.takes(weights, aligned) else reference).scale(weights, keep, aligned)
+
+
 def square_sums(inputs: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
     """Column sums of squares of `inputs` (..., in) over the positions where `counted` (...) is true; float64 (in,).
 

@@ -231,6 +231,22 @@ def moved(
     return int((after != before).sum()), {kind: rows for kind, rows in squares.items() if rows}
 
 
+def scale(weights: torch.Tensor, keep: float, aligned: torch.Tensor | None) -> Taken:
+    """See ops.scale."""
+    kinds = ("weight", "change") if aligned is None else ("weight", "change", "before", "after")
+    taken = Taken(selected=weights.numel(), squares={kind: [] for kind in kinds})
+    for start, stop in tiles((weights.shape[0], weights.shape[1])):
+        tuned = _work(weights[start:stop], weights)
+        origin = torch.zeros(1, 1, dtype=tuned.dtype) if aligned is None else _work(aligned[start:stop], weights)
+        after = (tuned - origin).mul_(keep).add_(origin).to(weights.dtype)
+        if not (is_finite(tuned) and is_finite(after) and is_finite(origin)):
+            return Taken(finite=False)
+        taken.changed += int((after != tuned).sum())
+        _add_squares(taken.squares, tuned, after, None if aligned is None else origin)
+        weights[start:stop] = after
+    return taken
+
+
 def _add_squares(
     squares: dict[str, list[float]], before: torch.Tensor, after: torch.Tensor, origin: torch.Tensor | None
 ) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import torch
 
@@ -129,11 +130,28 @@ def by_rows(edit: Edit | Cut | None) -> bool:
     return not isinstance(edit, ProjectDelta) and not (isinstance(edit, Select) and edit.group == "matrix")
 
 
-def apply(edit: Edit | Cut | None, weights: Weights, measured: Measured) -> None:
-    """Write the edited weights into `weights.stored` and add what changed. None merges an adapter and edits nothing."""
-    if isinstance(edit, Select) and edit.score != "random" and weights.update is None:
-        _select(edit, weights, measured)
-        return
+def finds_all(edit: Edit | None) -> bool:
+    """Whether `apply` tells of NaN and infinity in what it is given, wherever in the tensor they are."""
+    return _is_scored(edit) or _is_scaling(edit)
+
+
+def _is_scored(edit: Edit | Cut | None) -> TypeGuard[Select]:
+    return isinstance(edit, Select) and edit.score != "random"
+
+
+def _is_scaling(edit: Edit | Cut | None) -> TypeGuard[Scale]:
+    return isinstance(edit, Scale) and edit.keep not in (0, 1)
+
+
+def apply(edit: Edit | Cut | None, weights: Weights, measured: Measured) -> bool:
+    """Write the edited weights into `weights.stored` and add what changed. None merges an adapter and edits nothing.
+
+    False: a score or an edited value is NaN or infinite, and nothing of it is to be used.
+    """
+    if _is_scored(edit) and weights.update is None:
+        return _select(edit, weights, measured)
+    if _is_scaling(edit) and weights.update is None and (edit.of == "delta") == (weights.origin is not None):
+        return _scale(edit, weights, measured)
     values = _values(edit, weights)
     for start, stop, mask in _masks(edit, weights):
         tuned = weights.tuned(start, stop)
@@ -145,16 +163,22 @@ def apply(edit: Edit | Cut | None, weights: Weights, measured: Measured) -> None
         moved, squares = ops.moved(before, after, aligned)
         measured.add(after.numel(), selected, moved, squares)
         weights.logical[start:stop] = after
+    return ops.is_finite(weights.stored)
 
 
-def _select(edit: Select, weights: Weights, measured: Measured) -> None:
+def _select(edit: Select, weights: Weights, measured: Measured) -> bool:
     """A scored selection on a full tensor, in one pass of the kernel that also measures."""
     norms, spare = (None if n is None else torch.tensor(n) for n in (edit.norms, edit.spare_norms))
     choice = Choice(edit.group, edit.k, norms, edit.spare_k, spare)
     taken = ops.select_apply(weights.logical, choice, weights.origin if edit.of == "delta" else None)
-    if not taken.finite:
-        raise _out_of_range(edit)
     measured.add(weights.logical.numel(), taken.selected, taken.changed, taken.squares)
+    return taken.finite  # entries go to zero or to the aligned value, so with finite scores they are finite
+
+
+def _scale(edit: Scale, weights: Weights, measured: Measured) -> bool:
+    taken = ops.scale(weights.logical, edit.keep, weights.origin)
+    measured.add(weights.logical.numel(), taken.selected, taken.changed, taken.squares)
+    return taken.finite
 
 
 def _out_of_range(edit: Select) -> CheckpointError:

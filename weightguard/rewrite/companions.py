@@ -10,7 +10,7 @@ from pathlib import Path
 from weightguard.checkpoint import Checkpoint, allowed_target, named_code, strict_json, total_size, without_code
 from weightguard.errors import CheckpointError
 from weightguard.rewrite.manifest import NAME
-from weightguard.rewrite.stream import write_all
+from weightguard.rewrite.output import write_all
 
 MAX_FILE = 1 << 30
 # The files in which transformers and peft look for names of code.

@@ -19,7 +19,8 @@ from weightguard.kernels.sha256 import sha256, update
 from weightguard.plan import Plan
 from weightguard.rewrite.apply import Change
 from weightguard.rewrite.manifest import versions
-from weightguard.rewrite.stream import CHUNK, Written, write_all
+from weightguard.rewrite.output import write_all
+from weightguard.rewrite.stream import CHUNK, Written
 from weightguard.weights import Sources
 
 NAME = ".finished.jsonl"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,8 +15,9 @@ from weightguard.errors import CheckpointError
 from weightguard.kernels import ops
 from weightguard.kernels.sha256 import Data, Hash, sha256, update
 from weightguard.plan import Edit, Plan, ProjectDelta, Select
-from weightguard.rewrite.apply import Change, Cut, Measured, apply, by_rows
-from weightguard.weights import Memory, Sources, Weights, fits_whole, open_blocks, open_weights
+from weightguard.rewrite.apply import Change, Cut, Measured, apply, by_rows, finds_all
+from weightguard.rewrite.output import Output
+from weightguard.weights import Memory, Sources, Weights, finite, fits_whole, open_blocks, open_weights
 
 CHUNK = 4 << 20
 Progress = Callable[[int], None]
@@ -67,13 +67,16 @@ def needs_edit(name: str, edits: Mapping[str, Edit], sources: Sources) -> bool:
 def edited(name: str, plan: Plan, sources: Sources) -> torch.Tensor:
     """The tensor as it will be written, in storage order."""
     weights = _open(name, plan, sources, None)
-    _apply(name, plan.edits.get(name), weights, Measured())
+    _apply(name, plan, sources, plan.edits.get(name), weights, Measured())
     return weights.stored
 
 
 def _open(name: str, plan: Plan, sources: Sources, memory: Memory | None) -> Weights:
-    projected = isinstance(plan.edits.get(name), ProjectDelta)
-    return open_weights(sources, name, with_aligned=plan.needs_aligned, with_unaligned=projected, memory=memory)
+    edit = plan.edits.get(name)
+    return open_weights(
+        sources, name, with_aligned=plan.needs_aligned, with_unaligned=isinstance(edit, ProjectDelta), memory=memory,
+        checked=_is_checked(name, plan),
+    )  # fmt: skip
 
 
 def _blocks(name: str, plan: Plan, sources: Sources, memory: Memory) -> Iterator[tuple[Edit | Cut | None, Weights]]:
@@ -85,13 +88,28 @@ def _blocks(name: str, plan: Plan, sources: Sources, memory: Memory) -> Iterator
     elif not by_rows(edit):
         yield edit, _open(name, plan, sources, memory)
         return
+    else:
+        opened = partial(opened, checked=_is_checked(name, plan))
     yield from ((edit, block) for block in opened())
 
 
-def _apply(name: str, edit: Edit | Cut | None, weights: Weights, measured: Measured) -> None:
-    apply(edit, weights, measured)
-    if not ops.is_finite(weights.stored):
-        raise CheckpointError(f"tensor {name!r}: the edited values leave the range of {weights.stored.dtype}")
+def _is_checked(name: str, plan: Plan) -> bool:
+    """Whether opening has to look for NaN and infinity, since the edit would not find them in all that is opened."""
+    edit = plan.edits.get(name)
+    return not finds_all(edit) or (getattr(edit, "of", "") == "delta") != plan.needs_aligned
+
+
+def _apply(
+    name: str, plan: Plan, sources: Sources, edit: Edit | Cut | None, weights: Weights, measured: Measured
+) -> None:
+    if apply(edit, weights, measured):
+        return
+    for checkpoint in (sources.model, sources.aligned) if plan.needs_aligned else (sources.model,):
+        if checkpoint is not None:
+            finite(checkpoint, name)  # which says so, where it was in the files
+    if isinstance(edit, Select):
+        raise CheckpointError(f"tensor {name!r}: its scores leave the range of float32; look at the statistics")
+    raise CheckpointError(f"tensor {name!r}: the edited values leave the range of {weights.stored.dtype}")
 
 
 def all_tensors(plan: Plan, sources: Sources) -> Iterator[tuple[str, torch.Tensor]]:
@@ -139,23 +157,23 @@ def _write_file(
 ) -> None:
     header = sources.model.headers[file]
     hashes = _Hashes() if hashing else None
-    with opened(sources.model.directory, file) as source, path.open("xb", buffering=0) as out:
-        before = os.fstat(source)
+    with opened(sources.model.directory, file) as source, path.open("xb", buffering=0) as made:
+        before, out = os.fstat(source), Output(made.fileno())
         _check_header(header, source, before, file)
-        write_all(out.fileno(), header.raw)
+        out.write(header.raw)
         if hashes is not None:
             hashes.both(header.raw)
         for info in sources.model.by_file[file]:
             if needs_edit(info.name, plan.edits, sources):
                 blocks = _blocks(info.name, plan, sources, memory)
-                _write_edited(info.name, plan, blocks, out.fileno(), hashes, written)
+                _write_edited(info.name, plan, sources, blocks, out, hashes, written)
             elif hashes is None:
-                _copy_range(info, source, out.fileno())
+                out.copy(source, info.start, info.nbytes, info.file)
             else:
                 buffer = memoryview(memory.place("stored", CHUNK).numpy())[:CHUNK]
-                _copy(info, source, out.fileno(), buffer, hashes, written)
+                _copy(info, source, out, buffer, hashes, written)
             progress(info.nbytes)
-        os.fsync(out.fileno())
+        out.close()
         _check_unchanged(before, source, sources.model, file)
     if hashes is not None:
         written.files_in[file], written.files_out[file] = hashes.before.hexdigest(), hashes.after.hexdigest()
@@ -164,8 +182,9 @@ def _write_file(
 def _write_edited(
     name: str,
     plan: Plan,
+    sources: Sources,
     blocks: Iterable[tuple[Edit | Cut | None, Weights]],
-    out: int,
+    out: Output,
     hashes: _Hashes | None,
     written: Written,
 ) -> None:
@@ -175,10 +194,10 @@ def _write_edited(
         if hashes is not None:  # the tensor is edited in the memory it was read into, so this comes before the edit
             aligned = [] if weights.reference is None else [(reference, _bytes_of(weights.reference))]
             hashes.edited(data, before, *aligned)
-        _apply(name, edit, weights, measured)
+        _apply(name, plan, sources, edit, weights, measured)
         if hashes is not None:
             hashes.changed(data, after)
-        write_all(out, data)
+        out.write(data)
     written.changes[name] = measured.change()
     if hashes is not None:
         written.tensors_in[name], written.tensors_out[name] = before.hexdigest(), after.hexdigest()
@@ -191,7 +210,7 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
 
 
-def _copy(info: TensorInfo, source: int, out: int, buffer: memoryview, hashes: _Hashes, written: Written) -> None:
+def _copy(info: TensorInfo, source: int, out: Output, buffer: memoryview, hashes: _Hashes, written: Written) -> None:
     own = sha256()
     for position in range(info.start, info.end, CHUNK):
         data = buffer[: min(CHUNK, info.end - position)]
@@ -199,7 +218,7 @@ def _copy(info: TensorInfo, source: int, out: int, buffer: memoryview, hashes: _
         if not holds_numbers(info, data):
             raise CheckpointError(f"{info.file}: tensor {info.name!r} holds NaN or infinity; the model is damaged")
         hashes.both(data, own)
-        write_all(out, data)
+        out.write(data)
     written.tensors_in[info.name] = written.tensors_out[info.name] = own.hexdigest()
 
 
@@ -207,32 +226,6 @@ def holds_numbers(info: TensorInfo, data: memoryview) -> bool:
     """Whether no entry of these bytes of a tensor is NaN or infinite; what is not of a float type always holds numbers."""
     dtype = _FLOAT_VIEWS.get(info.dtype)
     return dtype is None or not data or ops.is_finite(torch.frombuffer(data, dtype=dtype))
-
-
-def _copy_range(info: TensorInfo, source: int, out: int) -> None:
-    """Copy bytes inside the kernel; used where nobody asks for their digests."""
-    position = info.start
-    while position < info.end:
-        count = _copied(source, out, info.end - position, position)
-        if count == 0:
-            raise CheckpointError(f"{info.file}: the file became shorter while it was read; copy it again")
-        position += count
-
-
-def _copied(source: int, out: int, count: int, position: int) -> int:
-    try:
-        return os.copy_file_range(source, out, count, offset_src=position)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-    return os.write(out, os.pread(source, min(CHUNK, count), position))
-
-
-def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
-    """Write every byte; os.write may take fewer than it is given."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 def _check_header(header: Header, source: int, status: os.stat_result, file: str) -> None:
