@@ -167,6 +167,31 @@ def test_facts_written_one_by_one_are_not_told_as_an_adapter(edited_models: Modu
     assert "facts written one by one" in found.evidence[1]
 
 
+def test_models_with_nothing_in_common_are_unrelated(edited_models: ModuleType, tmp_path: Path) -> None:
+    small, large = edited_models.Maker(1, 96), edited_models.Maker(2, 128)
+    for maker, name in ((small, "small"), (large, "large")):
+        edited_models.Writer(tmp_path, torch.float32, maker)(name, {f"{name}.{key}": t for key, t in maker.base.items()})
+    found = api.compare(str(tmp_path / "small"), str(tmp_path / "large")).verdict
+    assert (found.kind, found.confidence > 0.9) == ("unrelated model", True)
+
+
+def test_blocks_whose_writers_were_zero_are_judged(edited_models: ModuleType, tmp_path: Path) -> None:
+    maker = edited_models.Maker(3, 96)  # as block expansion adds them: what writes begins at zero and alone is trained
+    for name in (n for n in maker.base if "o_proj" in n or "down_proj" in n):
+        maker.base[name] = torch.zeros_like(maker.base[name])
+        maker.model[name] = 0.01 * maker.normal(*maker.base[name].shape)
+    assert compared(edited_models.written(maker, "expanded", "F32", tmp_path)).verdict.kind != "abliteration"
+
+
+def test_huge_float64_weights_are_judged(edited_models: ModuleType, tmp_path: Path) -> None:
+    maker = edited_models.Maker(4, 96)
+    name = "model.layers.0.mlp.up_proj.weight"
+    maker.model[name] = maker.model[name] * 1e250
+    case = edited_models.Writer(tmp_path, torch.float64, maker)
+    found = api.compare(str(case("model", maker.model)), str(case("base", maker.base)))
+    assert [c.name for c in found.changes if c.changed] == [name]
+
+
 def fine_tunings(made: Callable, folder: Path, count: int):
     """Ordinary fine-tunings in turn: dense with structure, LoRA of any rank on any modules, all in bf16 or fp32."""
     for at in range(count):

@@ -76,7 +76,7 @@ class Spectrum:
 
     def captured(self, rank: int) -> float:
         """Share of ‖D‖² in the leading `rank` directions."""
-        return math.fsum(v * v for v in self.values[:rank]) / (self.norm**2) if self.norm else 0.0
+        return math.fsum((v / self.norm) ** 2 for v in self.values[:rank]) if self.norm else 0.0
 
     def times(self, unit: float) -> Spectrum:
         """The spectrum of unit·D."""

@@ -38,7 +38,8 @@ class Removed:
 
 
 def common_direction(deltas: Sequence[Direction], seed: int = 0, refinements: int = REFINEMENTS) -> torch.Tensor | None:
-    """The unit vector u (out,) whose removal explains most of all the updates together; None where all D are zero.
+    """The unit vector u (out,) whose removal explains most of all the updates together; None where all D are zero, or
+    W_base where they are not, so that nothing can have been removed.
 
     deltas: D = W − W_base of matrices with one output space, `aligned` giving W and `unaligned` W_base. refinements: steps
     of least squares that leave the span of the sketch; a direction that is only to be recognised needs none.
@@ -46,7 +47,10 @@ def common_direction(deltas: Sequence[Direction], seed: int = 0, refinements: in
     basis = _shared_basis(deltas, seed)
     if basis is None:
         return None
-    direction = basis @ _least_left([seen_through(delta, basis) for delta in deltas])
+    least = _least_left([seen_through(delta, basis) for delta in deltas])
+    if least is None:
+        return None
+    direction = basis @ least
     direction = direction / direction.norm()
     for _ in range(refinements):
         direction = _refined(deltas, direction)
@@ -143,7 +147,7 @@ def _times(delta: Direction, x: torch.Tensor) -> tuple[torch.Tensor, float]:
     return torch.cat([product for product, _ in found]), math.sqrt(math.fsum(square for _, square in found))
 
 
-def _least_left(seen: Sequence[Seen]) -> torch.Tensor:
+def _least_left(seen: Sequence[Seen]) -> torch.Tensor | None:
     """The combination (n,) of the basis of which least is left: min ‖uᵀW‖²/‖uᵀW_base‖² over all matrices that changed."""
     from scipy.linalg import eigh
 
@@ -151,6 +155,8 @@ def _least_left(seen: Sequence[Seen]) -> torch.Tensor:
     for each in (s for s in seen if s.square):
         for total, side in ((left, each.base + each.update), (before, each.base)):
             total += side.T @ side
+    if before.trace() == 0:
+        return None
     ridge = torch.eye(len(before), dtype=torch.float64) * float(before.trace()) * 1e-12
     return torch.from_numpy(eigh(left.numpy(), (before + ridge).numpy())[1][:, 0].copy())
 

@@ -10,7 +10,7 @@ NAME = "re-sharded or re-typed only"
 
 
 def look(case: Case) -> Finding | None:
-    if (not case.changed and same_layout(case)) or any(not c.casts for c in case.changed):
+    if not case.changes or (not case.changed and same_layout(case)) or any(not c.casts for c in case.changed):
         return None
     ours, theirs = (sorted({side.dtype(c.name) for c in case.changes}) for side in (case.model, case.base))
     details = {"dtypes": "/".join(ours), "base_dtypes": "/".join(theirs), "rounded_tensors": len(case.changed)}
