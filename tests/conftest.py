@@ -16,6 +16,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: torch must not start thr
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Build = Callable[..., Path]
+LONG = ("test_readme.py", "test_validate.py", "test_contract.py")  # files that are begun first, each by a worker
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
 
 _SIZES = {
     "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,

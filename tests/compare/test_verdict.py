@@ -170,7 +170,9 @@ def test_facts_written_one_by_one_are_not_told_as_an_adapter(edited_models: Modu
 def test_models_with_nothing_in_common_are_unrelated(edited_models: ModuleType, tmp_path: Path) -> None:
     small, large = edited_models.Maker(1, 96), edited_models.Maker(2, 128)
     for maker, name in ((small, "small"), (large, "large")):
-        edited_models.Writer(tmp_path, torch.float32, maker)(name, {f"{name}.{key}": t for key, t in maker.base.items()})
+        edited_models.Writer(tmp_path, torch.float32, maker)(
+            name, {f"{name}.{key}": t for key, t in maker.base.items()}
+        )
     found = api.compare(str(tmp_path / "small"), str(tmp_path / "large")).verdict
     assert (found.kind, found.confidence > 0.9) == ("unrelated model", True)
 

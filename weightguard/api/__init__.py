@@ -5,7 +5,6 @@ is called. `progress(stage, done, total)` is called often; bytes for "read", "wr
 """
 
 from weightguard.api.calling import Progress, silent
-from weightguard.api.comparing import schema
 from weightguard.api.flags import attack_options, attacks, guard_options, kind_options, kinds, method_options
 from weightguard.api.grading import (
     enforce,
@@ -18,7 +17,7 @@ from weightguard.api.grading import (
     verify_verdict,
 )
 from weightguard.api.learning import attack, finetune
-from weightguard.api.measuring import activations, compare, inspect, neurons, stats
+from weightguard.api.measuring import activations, compare, inspect, neurons, schema, stats
 from weightguard.api.repairs import Applied, Verification, apply, demo, repair, suggest, verify
 from weightguard.api.testing import validate
 

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,11 +117,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def schema(name: str) -> str:
-    """The JSON Schema of an output: `comparison` or `activations`."""
-    return resources.files("weightguard.comparison").joinpath(f"{name}.schema.json").read_text()
 
 
 def sorted_layers(found: Comparison) -> list[int]:

@@ -150,3 +150,10 @@ def neurons(
     target = None if out is None else Path(out)
     running = Running(device, dtype, threads, max_length)
     return run_neurons(str(model), kind, options, sets, target, force, running, offline, progress)
+
+
+def schema(name: str) -> str:
+    """The JSON Schema of an output: `comparison` or `activations`."""
+    from importlib import resources
+
+    return resources.files("weightguard").joinpath(f"comparison/{name}.schema.json").read_text()
