@@ -107,6 +107,20 @@ def test_forced(content: dict[str, str], tmp_path: Path, kernel: str) -> None:
     assert names(tmp_path) == ["out"] and names(out) == ["sub", "weightguard.json"]
 
 
+def test_force_deletes_no_file_that_the_manifest_does_not_name(tmp_path: Path, kernel: str) -> None:
+    out = tmp_path / "out"
+    (out / "notes").mkdir(parents=True)
+    (out / "weightguard.json").write_text('{"outputs": {"files": {"model.safetensors": "0"}}}')
+    (out / "model.safetensors").write_text("x")
+    (out / "notes/mine.txt").write_text("mine")
+    said = "out: holds notes/mine.txt, which weightguard did not write and --force would delete; move it away"
+    with pytest.raises(OutputError, match=said):
+        publish(out, force=True)
+    assert (out / "notes/mine.txt").read_text() == "mine"
+    (out / "notes/mine.txt").unlink()
+    publish(out, force=True)
+
+
 FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "folder of others": (
         lambda out: (out.mkdir(), (out / "file").write_text("x")),

@@ -68,6 +68,12 @@ def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+# What torch says, and the loader of shared objects, where there is no memory left.
+_NO_ROOM: dict[type, tuple[str, ...]] = {
+    RuntimeError: ("allocate memory",), ImportError: ("failed to map segment", "cannot allocate memory"),
+}  # fmt: skip
+
+
 def _ending(error: BaseException) -> int:
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
@@ -82,9 +88,7 @@ def _ending(error: BaseException) -> int:
         return _say(str(error), error.exit_code)
     if isinstance(error, OSError):
         return _say(_os_words(error), 5)
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    ):  # torch's
+    if isinstance(error, MemoryError) or any(each in str(error) for each in _NO_ROOM.get(type(error), ())):
         return _say("out of memory", 5)
     return _say(f"internal error: {type(error).__name__}; please report it with {_log(error)}", 70)
 

@@ -161,6 +161,8 @@ def _read_config(context: click.Context, _parameter: click.Parameter, path: Path
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise click.UsageError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
+    if any("\0" in str(value) for value in values.values()):
+        raise click.UsageError(f"--config {path}: a value holds a NUL character")
     known = {parameter.name for parameter in context.command.params}
     flags = {flag.lstrip("-"): parameter.name for parameter in context.command.params for flag in parameter.opts}
     named = {**flags, **{str(n).replace("_", "-"): n for n in known}}

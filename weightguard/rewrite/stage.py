@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Callable, Container
@@ -19,6 +20,7 @@ from types import TracebackType
 from weightguard.checkpoint.writer import check_parent, sync_directory
 from weightguard.errors import OutputError, SystemFailure
 
+MANIFEST = "weightguard.json"
 _NOREPLACE, _EXCHANGE = 1, 2
 _AT_FDCWD = -100
 _NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
@@ -156,8 +158,23 @@ def check_target(target: Path, force: bool) -> None:
         raise OutputError(f"{target}: exists; give another -o or --force to replace it")
     if target.is_symlink() or not target.is_dir():
         raise OutputError(f"{target}: is not a directory; --force replaces an earlier output only")
-    if any(target.iterdir()) and not (target / "weightguard.json").is_file():
+    if any(target.iterdir()) and not (target / MANIFEST).is_file():
         raise OutputError(f"{target}: has no weightguard.json; --force replaces only what weightguard wrote")
+    foreign = _foreign(target)
+    if foreign is not None:
+        raise OutputError(
+            f"{target}: holds {foreign}, which weightguard did not write and --force would delete; move it away"
+        )
+
+
+def _foreign(target: Path) -> Path | None:
+    """A file below the target that its manifest does not name; None where there is none, or no manifest that can be read."""
+    try:
+        own = {*json.loads((target / MANIFEST).read_bytes())["outputs"]["files"], MANIFEST}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    found = (path.relative_to(target) for path in sorted(target.rglob("*")) if path.is_symlink() or not path.is_dir())
+    return next((path for path in found if str(path) not in own), None)
 
 
 def _locked(path: Path) -> int:
