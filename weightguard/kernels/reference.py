@@ -68,8 +68,18 @@ _NONE = torch.zeros((), dtype=torch.int64)
 
 def key_counts(keys: torch.Tensor, shift: int, first: int, bins: int) -> torch.Tensor:
     """int64 (bins,): how many keys have (key >> shift) − first equal to each number below `bins`."""
-    index = (keys.reshape(-1) >> shift) - first
-    return torch.bincount(index[(index >= 0) & (index < bins)], minlength=bins)
+    index = (keys.reshape(-1) >> shift).sub_(first)
+    if not _within(index, 0, bins):  # to pick out is dearer than to look, and than to count
+        index = index[(index >= 0) & (index < bins)]
+    return torch.bincount(index, minlength=bins)
+
+
+def _within(values: torch.Tensor, low: int, end: int) -> bool:
+    """All of them at least `low` and below `end`."""
+    if not values.numel():
+        return True
+    smallest, largest = values.aminmax()
+    return low <= int(smallest) and int(largest) < end
 
 
 def _bin_of(counts: torch.Tensor, k: int) -> tuple[int, int]:
@@ -84,12 +94,12 @@ def matrix_masks(keys: Keys, shape: tuple[int, int], value: int, ties: int) -> I
     """(start, stop, mask) tiles: keys above `value` and, by lowest row-major index, the first `ties` equal to it."""
     for start, stop in tiles(shape):
         block = keys(start, stop)
-        tied = (block == value).reshape(-1)
-        count = int(tied.sum())
-        if count > ties:
-            tied &= tied.cumsum(0) <= ties
-        ties -= min(count, ties)
-        yield start, stop, (block > value) | tied.reshape(block.shape)
+        flat = block.reshape(1, -1)
+        mask, tied = flat >= value, flat == value
+        count = tied.sum(1)
+        _drop_last(mask, tied, (count - ties).clamp_(min=0))
+        ties -= min(int(count), ties)
+        yield start, stop, mask.reshape(block.shape)
 
 
 def row_mask(block: torch.Tensor, k: int) -> torch.Tensor:
@@ -97,9 +107,20 @@ def row_mask(block: torch.Tensor, k: int) -> torch.Tensor:
     if k == 0:
         return torch.zeros_like(block, dtype=torch.bool)
     value = block.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
-    above, tied = block > value, block == value
-    left = k - above.sum(1, keepdim=True)
-    return above | (tied & (tied.cumsum(1) <= left))
+    mask = block >= value
+    excess = mask.sum(1) - k
+    if bool(excess.any()):
+        _drop_last(mask, block == value, excess)
+    return mask
+
+
+def _drop_last(mask: torch.Tensor, tied: torch.Tensor, excess: torch.Tensor) -> None:
+    """Clear in each row of `mask` the last `excess` (rows,) of those that are `tied` (rows, n)."""
+    if not bool(excess.any()):
+        return
+    row, column = tied.nonzero(as_tuple=True)  # row-major
+    last = torch.arange(row.numel(), device=row.device) >= (tied.sum(1).cumsum(0) - excess)[row]
+    mask[row[last], column[last]] = False
 
 
 def masks(keys: Keys, shape: tuple[int, int], k: int, group: str) -> Iterator[Mask]:
@@ -211,7 +232,7 @@ def _finite_keys(weights: torch.Tensor, aligned: torch.Tensor | None, norms: tor
         if aligned is not None:
             scored = scored - _work(aligned[start:stop], weights)
         found = score_keys(scored, norms)
-        if bool(((found < 0) | (found >= INFINITE)).any()):
+        if not _within(found, 0, INFINITE):
             raise _NotFinite
         return found
 
