@@ -132,9 +132,8 @@ def _kth(block: torch.Tensor, k: int) -> torch.Tensor:
         counts = reach.sum(1, keepdim=True)
         width = int(counts.max())
         if 2 * width <= columns:
-            few = block.new_zeros(rows, width)
-            few[torch.arange(width, device=block.device) < counts] = block[reach]  # both row-major
-            block = few
+            places = torch.arange(width, device=block.device) < counts
+            block = block.new_zeros(rows, width).masked_scatter_(places, block[reach])  # both row-major
     return block.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
 
 
