@@ -67,9 +67,24 @@ _NONE = torch.zeros((), dtype=torch.int64)
 
 
 def key_counts(keys: torch.Tensor, shift: int, first: int, bins: int) -> torch.Tensor:
-    """int64 (bins,): how many keys have (key >> shift) − first equal to each number below `bins`."""
-    index = (keys.reshape(-1) >> shift) - first
-    return torch.bincount(index[(index >= 0) & (index < bins)], minlength=bins)
+    """int64 (bins,): how many keys have (key >> shift) − first equal to each number below `bins`, a power of two."""
+    index = (keys.reshape(-1) >> shift).sub_(first)
+    if not _within(index, 0, bins):  # to pick out is dearer than to look, and than to count
+        index = index[_compared(torch.eq, index >> (bins.bit_length() - 1), 0)]
+    return torch.bincount(index, minlength=bins)
+
+
+def _compared(compare: Callable[..., torch.Tensor], x: torch.Tensor, y: torch.Tensor | int) -> torch.Tensor:
+    """compare(x, y) as bool, by way of the dtype of x: only a comparison that keeps the dtype is vectorised."""
+    return compare(x, y, out=torch.empty_like(x)).bool()
+
+
+def _within(values: torch.Tensor, low: int, end: int) -> bool:
+    """All of them at least `low` and below `end`."""
+    if not values.numel():
+        return True
+    smallest, largest = values.aminmax()
+    return low <= int(smallest) and int(largest) < end
 
 
 def _bin_of(counts: torch.Tensor, k: int) -> tuple[int, int]:
@@ -84,22 +99,51 @@ def matrix_masks(keys: Keys, shape: tuple[int, int], value: int, ties: int) -> I
     """(start, stop, mask) tiles: keys above `value` and, by lowest row-major index, the first `ties` equal to it."""
     for start, stop in tiles(shape):
         block = keys(start, stop)
-        tied = (block == value).reshape(-1)
-        count = int(tied.sum())
-        if count > ties:
-            tied &= tied.cumsum(0) <= ties
-        ties -= min(count, ties)
-        yield start, stop, (block > value) | tied.reshape(block.shape)
+        flat = block.reshape(1, -1)
+        mask, tied = _compared(torch.ge, flat, value), _compared(torch.eq, flat, value)
+        count = tied.sum(1)
+        _drop_last(mask, tied, (count - ties).clamp_(min=0))
+        ties -= min(int(count), ties)
+        yield start, stop, mask.reshape(block.shape)
 
 
 def row_mask(block: torch.Tensor, k: int) -> torch.Tensor:
     """bool mask of the k largest keys of every row of `block`, ties by lowest column."""
     if k == 0:
         return torch.zeros_like(block, dtype=torch.bool)
-    value = block.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
-    above, tied = block > value, block == value
-    left = k - above.sum(1, keepdim=True)
-    return above | (tied & (tied.cumsum(1) <= left))
+    value = _kth(block, k)
+    mask = _compared(torch.ge, block, value)
+    excess = mask.sum(1) - k
+    if bool(excess.any()):
+        _drop_last(mask, _compared(torch.eq, block, value), excess)
+    return mask
+
+
+def _kth(block: torch.Tensor, k: int) -> torch.Tensor:
+    """The k-th largest key of every row, (rows, 1).
+
+    Columns in groups: k groups have a largest key of at least the k-th largest of these, so k keys reach it, and few more.
+    """
+    rows, columns = block.shape
+    size = columns // (2 * k)  # of a group
+    if size > 1:
+        groups = block[:, : columns // size * size].view(rows, size, -1)
+        reach = _compared(torch.ge, block, _kth(groups.amax(1), k))
+        counts = reach.sum(1, keepdim=True)
+        width = int(counts.max())
+        if 2 * width <= columns:
+            places = torch.arange(width, device=block.device) < counts
+            block = block.new_zeros(rows, width).masked_scatter_(places, block[reach])  # both row-major
+    return block.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+
+
+def _drop_last(mask: torch.Tensor, tied: torch.Tensor, excess: torch.Tensor) -> None:
+    """Clear in each row of `mask` the last `excess` (rows,) of those that are `tied` (rows, n)."""
+    if not bool(excess.any()):
+        return
+    row, column = tied.nonzero(as_tuple=True)  # row-major
+    last = torch.arange(row.numel(), device=row.device) >= (tied.sum(1).cumsum(0) - excess)[row]
+    mask[row[last], column[last]] = False
 
 
 def masks(keys: Keys, shape: tuple[int, int], k: int, group: str) -> Iterator[Mask]:
@@ -183,15 +227,22 @@ def select_apply(weights: torch.Tensor, choice: Choice, aligned: torch.Tensor | 
         for start, stop, mask in _chosen(weights, choice, aligned):
             before = weights[start:stop].clone()
             origin = torch.zeros_like(before) if aligned is None else _work(aligned[start:stop], before)
-            after = torch.where(mask, origin.to(before.dtype), before)
+            after = _mixed(mask, origin.to(before.dtype), before)
             taken.selected += int(mask.sum())
-            taken.changed += int((after != before).sum())
+            taken.changed += int(_compared(torch.ne, after, before).sum())
             if measure:
                 _add_squares(taken.squares, before, after, None if aligned is None else origin)
             weights[start:stop] = after
     except _NotFinite:
         return Taken(finite=False)
     return taken
+
+
+def _mixed(mask: torch.Tensor, some: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """torch.where, which is not vectorised, from vectorised operations on bits."""
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[some.element_size()]
+    x, y = some.view(kind), others.view(kind)
+    return (y ^ ((x ^ y) & -mask.to(kind))).view(some.dtype)
 
 
 def _chosen(weights: torch.Tensor, choice: Choice, aligned: torch.Tensor | None) -> Iterator[Mask]:
@@ -211,7 +262,7 @@ def _finite_keys(weights: torch.Tensor, aligned: torch.Tensor | None, norms: tor
         if aligned is not None:
             scored = scored - _work(aligned[start:stop], weights)
         found = score_keys(scored, norms)
-        if bool(((found < 0) | (found >= INFINITE)).any()):
+        if not _within(found, 0, INFINITE):
             raise _NotFinite
         return found
 
