@@ -306,6 +306,16 @@ def test_without_safety_and_ridge_it_is_the_tuned_model(pair: SimpleNamespace, f
     assert distance(plan_of(pair.tuned, pair.aligned, **files), pair.tuned) > 0.05
 
 
+def test_the_plan_says_how_far_each_tensor_is_from_either_model(
+    pair: SimpleNamespace, files: dict[str, str], tmp_path: Path
+) -> None:
+    result = wg.repair(pair.tuned, method="refit", aligned=str(pair.aligned), **files, out=tmp_path / "out", threads=1)
+    for name, said in result.plan.evidence.items():
+        seen = result.manifest.edits[name]
+        expected = (seen["update_norm_after"], seen["change_norm"], seen["update_norm_before"])
+        assert (said["from_aligned"], said["from_tuned"], said["update"]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_scope_leaves_the_other_linears_as_they_are(pair: SimpleNamespace, files: dict[str, str]) -> None:
     plan = plan_of(pair.tuned, pair.aligned, **files, scope="o,down")
     assert {said["role"] for said in plan.evidence.values()} == {"o", "down"}

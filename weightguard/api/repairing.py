@@ -93,6 +93,11 @@ def run_repair(
     method, plan, calibration = _planned(method, strength, subject, inputs, data, running, notes, progress)
     notes.add(*plan.notes)
     refusals = _refusals(method, plan, inputs, subject, behaviour, running)
+    refused, of = (sum(column) for column in zip(*refusals.values(), strict=True)) if refusals else (0, 0)
+    if 2 * refused < of:
+        notes.add(
+            f"warning: it refuses {refused} of the {of} safety prompts it was made with; is --aligned the aligned model?"
+        )
     command = command_line(method_name, method, subject, data, strength, ["--validate"] if split else [])
     if output.save_plan:
         write_file(Path(output.save_plan), plan.parts(), force=output.force)

@@ -96,7 +96,7 @@ class Refit(FromBehaviour):
             site.put(name, stored)
             linear = inputs.linears[name]
             shape = {"layer": linear.layer, "role": linear.role, "shape": list(each.shape)}
-            yield name, edit, {**shape, **said, **known}
+            yield name, edit, {**shape, **said, **known, **_distances(stored, origin.cpu(), _tuned(each))}
 
     def _too_few(self, site: Site) -> bool:
         return sum(site.positions.values()) < max(1, self.expert_tokens)
@@ -117,6 +117,12 @@ def _replaced(name: str, aligned: torch.Tensor, moved: torch.Tensor, dtype: Any)
     stored = exact.to(dtype)
     rounding = float((stored.double() - exact).norm() / exact.norm().clamp_min(1e-300))
     return Replace(name, spooled(exact.float().numpy())), stored, {"rounding": rounding}
+
+
+def _distances(stored: torch.Tensor, aligned: torch.Tensor, tuned: torch.Tensor) -> dict[str, float]:
+    """Frobenius norms of what the tensor is away from either model, and of the fine-tuning's update."""
+    away = {"from_aligned": stored.double() - aligned, "from_tuned": stored.double() - tuned, "update": tuned - aligned}
+    return {key: float(f"{float(part.norm()):.6g}") for key, part in away.items()}
 
 
 def _factored(name: str, aligned: torch.Tensor, moved: torch.Tensor, rank: int) -> tuple[Edit, torch.Tensor, dict]:
