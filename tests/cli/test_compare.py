@@ -30,7 +30,7 @@ def test_tables_name_what_moved(place: Any) -> None:
 def test_json_is_the_comparison(place: Any) -> None:
     code, shown, _ = place.run("inspect", "tuned", "--base", "aligned", "--spectra", "--format", "json")
     found = json.loads(shown)
-    assert (code, found["schema"], found["version"]) == (0, "weightguard-comparison", 2)
+    assert (code, found["schema"], found["version"]) == (0, "weightguard-comparison", 3)
     assert len(found["spectra"]) == 14
     assert found["alignment"]["total"] is None
 

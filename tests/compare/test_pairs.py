@@ -54,7 +54,7 @@ def test_figures_are_those_of_plain_numpy(checkpoint: Build, family: str, dtype:
         values = numpy.linalg.svd(ours[name] - theirs[name], compute_uv=False)
         numpy.testing.assert_allclose(spectrum.values, values, atol=1e-7 * values[0])
         p = values / values.sum()
-        assert spectrum.effective_rank == pytest.approx(numpy.exp(-(p * numpy.log(p)).sum()), rel=1e-4)
+        assert spectrum.effective_rank_of_all == pytest.approx(numpy.exp(-(p * numpy.log(p)).sum()), rel=1e-4)
 
 
 def test_every_architecture_is_compared(checkpoint: Build, families: tuple[str, ...]) -> None:
@@ -298,7 +298,7 @@ def test_rows_of_tensors_of_any_number_of_axes(tmp_path: Path) -> None:
 def test_json_has_a_schema_and_holds_every_tensor(checkpoint: Build) -> None:
     model, base = (str(checkpoint("llama", kind=kind)) for kind in ("tuned", "aligned"))
     said = json.loads(json.dumps(api.compare(model, base).as_dict()))
-    assert (said["schema"], said["version"]) == ("weightguard-comparison", 2)
+    assert (said["schema"], said["version"]) == ("weightguard-comparison", 3)
     assert len(said["tensors"]) == 21
     assert said == json.loads(json.dumps(api.compare(model, base).as_dict()))
 

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from weightguard.comparison.verdict import Verdict
 
 SCHEMA = "weightguard-comparison"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
 class Comparison:
     """MODEL against BASE. `changes`: every tensor that could be compared. problems: tensors with NaN or infinity.
 
-    spectra: of changed linears, by name, where asked for. relevance: the alignment map, with --aligned and --unaligned.
+    spectra: of changed matrices, by name, where asked for. relevance: the alignment map, with --aligned and --unaligned.
     adapted: MODEL is an adapter, or has one over it. gaps: names of what could not be compared, by reason.
     """
 
@@ -184,9 +184,9 @@ def case_of(model: Side, base: Side, others: Mapping[str, Side], progress: Progr
 
 def _spectra(case: Case, progress: Progress) -> dict[str, Spectrum]:
     found = {}
-    for done, change in enumerate(case.linears, 1):
+    for done, change in enumerate(case.matrices, 1):
         found[change.name] = case.spectrum(change, exact=True)
-        progress("spectra", done, len(case.linears))
+        progress("spectra", done, len(case.matrices))
     return found
 
 

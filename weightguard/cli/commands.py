@@ -33,7 +33,7 @@ def cli() -> None:
 )
 @click.option("--unaligned", help="The model before its alignment.")
 @click.option(
-    "--spectra", is_flag=True, help="Singular values of every change, from Gram matrices; slow on large ones."
+    "--spectra", is_flag=True, help="Singular values of every changed matrix, from Gram matrices; slow on large ones."
 )
 @click.option(
     "--activations",

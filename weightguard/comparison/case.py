@@ -56,6 +56,11 @@ class Case:
         return tuple(c for c in self.changed if c.role in LINEAR_ROLES and c.is_matrix)
 
     @cached_property
+    def matrices(self) -> tuple[TensorChange, ...]:
+        """All changed matrices: those of the blocks, embeddings, the head and what else has two sides."""
+        return tuple(c for c in self.changed if c.is_matrix)
+
+    @cached_property
     def all_linears(self) -> tuple[TensorChange, ...]:
         return tuple(c for c in self.changes if c.role in LINEAR_ROLES and c.is_matrix)
 

@@ -45,10 +45,15 @@ class Spectrum:
     @property
     def rank(self) -> int:
         """Numerical rank: values above 1.2 times the floor. A lower bound when not exact."""
+        return len(self.above)
+
+    @property
+    def above(self) -> tuple[float, ...]:
+        """The values that neither storing W nor computing them explains."""
         if not self.values:
-            return 0
+            return ()
         limit = max(ABOVE * self.floor, self.loss * self.values[0] * math.sqrt(len(self.values)))
-        return sum(value > limit for value in self.values)
+        return tuple(value for value in self.values if value > limit)
 
     @property
     def is_full(self) -> bool:
@@ -57,12 +62,13 @@ class Spectrum:
 
     @property
     def effective_rank(self) -> float | None:
-        """exp of the entropy of σ/Σσ (Roy and Vetterli 2007); None where only leading values are known."""
-        total = math.fsum(self.values)
-        if not self.exact or total == 0:
-            return None
-        shares = [v / total for v in self.values if v > 0]
-        return math.exp(-math.fsum(p * math.log(p) for p in shares))
+        """Of the values above the floor that storing W leaves; None where only leading values are known, or none is above."""
+        return _effective(self.above) if self.exact else None
+
+    @property
+    def effective_rank_of_all(self) -> float | None:
+        """Of all values, what storing W left among them; None where only leading values are known."""
+        return _effective(self.values) if self.exact else None
 
     @property
     def stable_rank(self) -> float | None:
@@ -87,8 +93,18 @@ class Spectrum:
     def as_dict(self) -> dict:
         return {
             "exact": self.exact, "values": list(self.values[:SHOWN]), "norm": self.norm, "floor": self.floor,
-            "noise": self.noise, "rank": self.rank, "effective_rank": self.effective_rank, "stable_rank": self.stable_rank,
+            "noise": self.noise, "rank": self.rank, "effective_rank": self.effective_rank,
+            "effective_rank_of_all": self.effective_rank_of_all, "stable_rank": self.stable_rank,
         }  # fmt: skip
+
+
+def _effective(values: tuple[float, ...]) -> float | None:
+    """exp of the entropy of σ/Σσ (Roy and Vetterli 2007); None where all are zero."""
+    total = math.fsum(values)
+    if total == 0:
+        return None
+    shares = [v / total for v in values if v > 0]
+    return math.exp(-math.fsum(p * math.log(p) for p in shares))
 
 
 def unit_of(largest: float) -> float:
