@@ -326,3 +326,22 @@ def test_zeros_of_either_sign_are_counted(checkpoint: Build, tmp_path: Path, dty
     save_file(tensors, pruned / "model.safetensors", metadata={"format": "pt"})
     found = {c.name: c for c in api.compare(str(pruned), str(base)).changes}
     assert (found[name].zeroed, found[name].changed) == (14, 14)
+
+
+def test_an_adapter_over_another_base_than_it_names_is_said(checkpoint: Build, adapter: Build, tmp_path: Path) -> None:
+    base = checkpoint("llama")
+    lora = adapter(base, target_modules=["q_proj"])
+    assert not api.compare(str(lora), str(base)).notes
+    other = shutil.copytree(base, tmp_path / "another")
+    notes = api.compare(str(lora), str(other)).notes
+    assert len(notes) == 1 and notes[0].startswith("the adapter's config names the base ")
+
+
+def test_where_harmful_and_benign_do_not_differ_there_is_no_cosine() -> None:
+    from weightguard.statistics.activations import views
+
+    draw = torch.Generator().manual_seed(0)
+    harmful, benign = (torch.randn(2, 8, 4, generator=draw) for _ in range(2))
+    harmful[0] = benign[0] = torch.ones(8, 4)
+    first, second = views(harmful, benign, (harmful, benign))
+    assert first.cosine is None and second.cosine == pytest.approx(1)

@@ -276,3 +276,28 @@ def test_what_was_done_before_quantising(
         tuned = before_rounding(edited_models, tmp_path / "tuned", lambda maker: maker.tuned(), bits, group, dtype)
         assert "changed before by more than rounding" in tuned.verdict.evidence[-1]
         assert tuned.suggestion[0].startswith("none that is sure")
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+@pytest.mark.parametrize("how", ["fp8", "e5m2", "fp4", "nf4"])
+def test_uneven_levels_are_not_told_as_changed_before(
+    edited_models: ModuleType, tmp_path: Path, how: str, dtype: str
+) -> None:
+    maker = edited_models.Maker(7, 256)
+    for name in maker.linears:
+        weight = maker.model[name]
+        top = weight.abs().amax(1, keepdim=True)
+        if how == "e5m2":
+            maker.model[name] = (weight / top * 57344).to(torch.float8_e5m2).double() * top / 57344
+        elif how == "fp4":
+            levels = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)
+            blocks = weight.reshape(-1, 32)
+            scale = blocks.abs().amax(1, keepdim=True).log2().floor().exp2() / 4
+            near = (blocks.abs() / scale).unsqueeze(2).sub(levels).abs().argmin(2)
+            maker.model[name] = (levels[near] * blocks.sign() * scale).reshape(weight.shape)
+        else:
+            maker.model[name] = edited_models._quantised(weight, how, 64 if how == "nf4" else 0)
+    found = compared(edited_models.written(maker, "quantised round trip", dtype, tmp_path))
+    assert found.verdict.kind == "quantised round trip"
+    assert "changed before" not in found.verdict.details["before"], found.verdict
+    assert found.suggestion[0].startswith("none: only rounding is seen")

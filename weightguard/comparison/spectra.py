@@ -15,6 +15,7 @@ import torch
 
 from weightguard.comparison.edges import margins
 from weightguard.comparison.pairs import BLOCK, blocks
+from weightguard.comparison.sides import exact_rows
 from weightguard.statistics.subspace import Direction
 from weightguard.weights import LowRank
 
@@ -161,15 +162,17 @@ def floats(delta: Direction) -> Iterator[tuple[int, int, torch.Tensor]]:
         yield start, stop, rows.float()
 
 
-def factored_spectrum(update: LowRank) -> Spectrum:
-    """The singular values of s·B·A, exact: those of R_B·R_Aᵀ from the QR factors of B and Aᵀ, (r, r), and then zeros."""
+def factored_spectrum(update: LowRank, noise: float) -> Spectrum:
+    """The singular values of s·B·A, exact: those of R_B·R_Aᵀ from the QR factors of B and Aᵀ, (r, r), and then zeros.
+
+    noise: that of s·B·A with random signs, as of any other D.
+    """
     small = torch.linalg.qr(update.b)[1] @ torch.linalg.qr(update.a.T)[1].T
     out, into = update.b.shape[0], update.a.shape[1]
     values = torch.zeros(min(out, into), dtype=torch.float64)
     values[: min(small.shape)] = torch.linalg.svdvals(small) * abs(update.scaling)
     norm = float(values.norm())
-    # Entries of a product of factors have nearly one size: the edge of Marchenko and Pastur.
-    return Spectrum(tuple(values.tolist()), norm, 0.0, norm * (out**-0.5 + into**-0.5), exact=True)
+    return Spectrum(tuple(values.tolist()), norm, 0.0, noise, exact=True)
 
 
 @dataclass(frozen=True)
@@ -183,12 +186,24 @@ class Levels:
 def levels_of(delta: Direction, rounding: float) -> Levels:
     """rounding: what storing moves an entry of W by, as a share of it. D is `aligned` less `unaligned`, W is `aligned`."""
     if delta.shape[0] * delta.shape[1] <= BLOCK:
-        parts = [delta.rows(0, delta.shape[0]).float(), delta.aligned(0, delta.shape[0]).float()]
-        update, weights = (noise_level(part) for part in parts)
+        weights = noise_level(delta.aligned(0, delta.shape[0]).float())
     else:
-        update = EDGE_BIAS * margins(rows for _, _, rows in floats(delta)).edge
         weights = EDGE_BIAS * margins(delta.aligned(*block).float() for block in blocks(delta.shape)).edge
-    return Levels(rounding * weights, update)
+    return Levels(rounding * weights, noise_of(delta))
+
+
+def noise_of(delta: Direction) -> float:
+    """The largest singular value of D with random signs."""
+    if delta.shape[0] * delta.shape[1] <= BLOCK:
+        return noise_level(delta.rows(0, delta.shape[0]).float())
+    return EDGE_BIAS * margins(rows for _, _, rows in floats(delta)).edge
+
+
+def alone(update: LowRank, shape: tuple[int, int]) -> Direction:
+    """s·B·A as the D of weights that were zero."""
+    return Direction(
+        lambda i, j: exact_rows(update, i, j), lambda i, j: torch.zeros(j - i, shape[1], dtype=torch.float64), shape
+    )
 
 
 def noise_level(matrix: torch.Tensor, seed: int = 0) -> float:

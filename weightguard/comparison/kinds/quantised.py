@@ -61,11 +61,17 @@ def _with_before(case: Case, finding: Finding) -> Finding:
 def moved_further(change: TensorChange) -> float | None:
     """Share of its first entries that moved by more than rounding to its own grid does; None where it has no even one."""
     even = last_even(change.grids)
-    if even is None or change.corner is None:
+    if even is None or change.corner is None or _is_table(change.grids, even):
         return None
     ours, theirs = (side.float() for side in change.corner)
     storing = sum(rounding_of(dtype) for dtype in (change.precision, change.dtypes[1]))
     return beyond_rounding(ours, theirs, even.group, storing)
+
+
+def _is_table(grids: Sequence[Grid], even: Grid) -> bool:
+    """16 levels that lie near some grid of many bits, as NF4's do, are no even ones."""
+    fine = even.bits is not None and even.bits > 5
+    return fine and any(grid.levels <= FEW and grid.group >= 64 for grid in grids[:-1])
 
 
 def last_even(grids: Sequence[Grid]) -> Grid | None:
