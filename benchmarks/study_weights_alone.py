@@ -63,12 +63,13 @@ def run(cell: Row) -> Row:
 def of_weights(found: Any) -> dict[str, float]:
     """What MODEL and BASE alone give, over all decoder linears."""
     linears = [c for c in found.changes if c.name in found.relevance]
+    spectra = [found.spectra[c.name] for c in linears]
     norms = [math.hypot(*(getattr(c, key) for c in linears)) for key in ("update_norm", "base_norm")]
     return {
         "size": norms[0] / norms[1],
         "kurtosis": median(c.kurtosis or 0 for c in linears),
-        "effective_rank": mean(s.effective_rank or 0 for s in found.spectra.values()),
-        "over_noise": median(s.over_noise for s in found.spectra.values()),
+        "effective_rank": mean(s.effective_rank_of_all or 0 for s in spectra),
+        "over_noise": median(s.over_noise for s in spectra),
     }
 
 

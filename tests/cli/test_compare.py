@@ -30,7 +30,7 @@ def test_tables_name_what_moved(place: Any) -> None:
 def test_json_is_the_comparison(place: Any) -> None:
     code, shown, _ = place.run("inspect", "tuned", "--base", "aligned", "--spectra", "--format", "json")
     found = json.loads(shown)
-    assert (code, found["schema"], found["version"]) == (0, "weightguard-comparison", 2)
+    assert (code, found["schema"], found["version"]) == (0, "weightguard-comparison", 3)
     assert len(found["spectra"]) == 14
     assert found["alignment"]["total"] is None
 
@@ -180,3 +180,16 @@ def test_of_many_layers_none_is_left_out_of_the_heat_map() -> None:
     assert len(lines) == 41
     assert lines[20] == ("40-41", {"o": cells[41]})
     assert lines[-1] == ("outer", {"embed": Cell(None, "embed", 2.0, 1, 4)})
+
+
+def test_where_nothing_can_be_compared_that_is_said(place: Any) -> None:
+    name = place.model("broken", lambda tensors: [tensor.fill(numpy.nan) for tensor in tensors.values()])
+    code, shown, _ = place.run("inspect", name, "--base", "aligned")
+    assert code == 0
+    assert "nothing could be compared: 20 with NaN or infinity" in shown and "nan %" not in shown
+
+
+def test_an_empty_page_name_is_one_line(place: Any) -> None:
+    for more in ([], ["--base", "aligned"]):
+        code, shown, said = place.run("inspect", "tuned", *more, "--html", "")
+        assert (code, shown) == (2, "") and "--html: the name of the file is empty" in said[-1]

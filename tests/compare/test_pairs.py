@@ -54,7 +54,7 @@ def test_figures_are_those_of_plain_numpy(checkpoint: Build, family: str, dtype:
         values = numpy.linalg.svd(ours[name] - theirs[name], compute_uv=False)
         numpy.testing.assert_allclose(spectrum.values, values, atol=1e-7 * values[0])
         p = values / values.sum()
-        assert spectrum.effective_rank == pytest.approx(numpy.exp(-(p * numpy.log(p)).sum()), rel=1e-4)
+        assert spectrum.effective_rank_of_all == pytest.approx(numpy.exp(-(p * numpy.log(p)).sum()), rel=1e-4)
 
 
 def test_every_architecture_is_compared(checkpoint: Build, families: tuple[str, ...]) -> None:
@@ -298,7 +298,7 @@ def test_rows_of_tensors_of_any_number_of_axes(tmp_path: Path) -> None:
 def test_json_has_a_schema_and_holds_every_tensor(checkpoint: Build) -> None:
     model, base = (str(checkpoint("llama", kind=kind)) for kind in ("tuned", "aligned"))
     said = json.loads(json.dumps(api.compare(model, base).as_dict()))
-    assert (said["schema"], said["version"]) == ("weightguard-comparison", 2)
+    assert (said["schema"], said["version"]) == ("weightguard-comparison", 3)
     assert len(said["tensors"]) == 21
     assert said == json.loads(json.dumps(api.compare(model, base).as_dict()))
 
@@ -326,3 +326,22 @@ def test_zeros_of_either_sign_are_counted(checkpoint: Build, tmp_path: Path, dty
     save_file(tensors, pruned / "model.safetensors", metadata={"format": "pt"})
     found = {c.name: c for c in api.compare(str(pruned), str(base)).changes}
     assert (found[name].zeroed, found[name].changed) == (14, 14)
+
+
+def test_an_adapter_over_another_base_than_it_names_is_said(checkpoint: Build, adapter: Build, tmp_path: Path) -> None:
+    base = checkpoint("llama")
+    lora = adapter(base, target_modules=["q_proj"])
+    assert not api.compare(str(lora), str(base)).notes
+    other = shutil.copytree(base, tmp_path / "another")
+    notes = api.compare(str(lora), str(other)).notes
+    assert len(notes) == 1 and notes[0].startswith("the adapter's config names the base ")
+
+
+def test_where_harmful_and_benign_do_not_differ_there_is_no_cosine() -> None:
+    from weightguard.statistics.activations import views
+
+    draw = torch.Generator().manual_seed(0)
+    harmful, benign = (torch.randn(2, 8, 4, generator=draw) for _ in range(2))
+    harmful[0] = benign[0] = torch.ones(8, 4)
+    first, second = views(harmful, benign, (harmful, benign))
+    assert first.cosine is None and second.cosine == pytest.approx(1)

@@ -267,3 +267,64 @@ def test_a_merged_adapter_is_taken_out_and_one_that_lies_apart_is_repaired() -> 
         "weightguard repair OUT-adapter --method antidote --target factor --aligned base -o OUT",
     )
     assert apart[0] == "weightguard repair adapter --method antidote --target factor -o OUT"
+
+
+def before_rounding(edited_models: ModuleType, folder: Path, what: Callable, bits: int, group: int, dtype="F32"):
+    """The comparison of a model that was changed and then rounded to a grid."""
+    maker = edited_models.Maker(5, 256)
+    what(maker)
+    for name in maker.linears:
+        maker.model[name] = edited_models.by_groups(maker.model[name], bits, group)
+    found = compared(edited_models.written(maker, "quantised round trip", dtype, folder))
+    assert found.verdict.kind == "quantised round trip"
+    return found
+
+
+def without_a_direction(maker) -> None:
+    u = maker.normal(maker.hidden)
+    u /= u.norm()
+    for name in maker.linears:
+        if "o_proj" in name or "down_proj" in name:
+            maker.model[name] -= torch.outer(u, u @ maker.model[name])
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+@pytest.mark.parametrize(("bits", "group"), [(8, 0), (8, 64), (4, 64), (4, 0)])
+def test_what_was_done_before_quantising(
+    edited_models: ModuleType, tmp_path: Path, bits: int, group: int, dtype: str
+) -> None:
+    plain = before_rounding(edited_models, tmp_path / "plain", lambda maker: None, bits, group, dtype)
+    assert plain.verdict.details["before"].startswith("no more than rounding is seen"), plain.verdict
+    assert len(plain.suggestion) == 1 and plain.suggestion[0].startswith("none: only rounding is seen")
+    if bits == 8:
+        cut = before_rounding(edited_models, tmp_path / "cut", without_a_direction, bits, group, dtype)
+        assert cut.verdict.details["before"] == "one direction is gone from o and down as well"
+        assert "--method undo-abliteration" in cut.suggestion[0]
+        tuned = before_rounding(edited_models, tmp_path / "tuned", lambda maker: maker.tuned(), bits, group, dtype)
+        assert "changed before by more than rounding" in tuned.verdict.evidence[-1]
+        assert tuned.suggestion[0].startswith("none that is sure")
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+@pytest.mark.parametrize("how", ["fp8", "e5m2", "fp4", "nf4"])
+def test_uneven_levels_are_not_told_as_changed_before(
+    edited_models: ModuleType, tmp_path: Path, how: str, dtype: str
+) -> None:
+    maker = edited_models.Maker(7, 256)
+    for name in maker.linears:
+        weight = maker.model[name]
+        top = weight.abs().amax(1, keepdim=True)
+        if how == "e5m2":
+            maker.model[name] = (weight / top * 57344).to(torch.float8_e5m2).double() * top / 57344
+        elif how == "fp4":
+            levels = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)
+            blocks = weight.reshape(-1, 32)
+            scale = blocks.abs().amax(1, keepdim=True).log2().floor().exp2() / 4
+            near = (blocks.abs() / scale).unsqueeze(2).sub(levels).abs().argmin(2)
+            maker.model[name] = (levels[near] * blocks.sign() * scale).reshape(weight.shape)
+        else:
+            maker.model[name] = edited_models._quantised(weight, how, 64 if how == "nf4" else 0)
+    found = compared(edited_models.written(maker, "quantised round trip", dtype, tmp_path))
+    assert found.verdict.kind == "quantised round trip"
+    assert "changed before" not in found.verdict.details["before"], found.verdict
+    assert found.suggestion[0].startswith("none: only rounding is seen")

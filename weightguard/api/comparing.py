@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from weightguard.comparison.verdict import Verdict
 
 SCHEMA = "weightguard-comparison"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
 class Comparison:
     """MODEL against BASE. `changes`: every tensor that could be compared. problems: tensors with NaN or infinity.
 
-    spectra: of changed linears, by name, where asked for. relevance: the alignment map, with --aligned and --unaligned.
+    spectra: of changed matrices, by name, where asked for. relevance: the alignment map, with --aligned and --unaligned.
     adapted: MODEL is an adapter, or has one over it. gaps: names of what could not be compared, by reason.
     """
 
@@ -155,7 +155,7 @@ def run_compare(
         case, problems = case_of(model, origin, others, progress)
         seen = _spectra(case, progress) if spectra else {}
         relevance = _relevance(case, progress)
-        verdict = judge(case)
+        verdict = judge(dataclasses.replace(case, known=seen))
     labels = {key: side.label for key, side in others.items()}
     return Comparison(
         model.label, origin.label, case.matching, case.changes, verdict, (*notes, *_lost(case)), problems, seen,
@@ -178,9 +178,9 @@ def case_of(model: Side, base: Side, others: Mapping[str, Side], progress: Progr
 
 def _spectra(case: Case, progress: Progress) -> dict[str, Spectrum]:
     found = {}
-    for done, change in enumerate(case.linears, 1):
+    for done, change in enumerate(case.matrices, 1):
         found[change.name] = case.spectrum(change, exact=True)
-        progress("spectra", done, len(case.linears))
+        progress("spectra", done, len(case.matrices))
     return found
 
 
@@ -222,7 +222,26 @@ def _sides(reference: str, base: str | None, offline: bool) -> tuple[Side, Side,
     under = given or _named_base(adapter, offline) if resolved.adapter is None else first
     model, notes = _adapted(under, adapter)
     origin = under if given is None or _same(given, under) else given
-    return model, Side(origin), notes
+    return model, Side(origin), [*notes, *_other_base(adapter, under)]
+
+
+def _other_base(adapter: Checkpoint, under: Checkpoint) -> list[str]:
+    """That the adapter's config names another base than the one it is put over, told by the last part of the name."""
+    named = adapter.config.get("base_model_name_or_path")
+    if (
+        not isinstance(named, str)
+        or not named
+        or _last(named) == _last(under.label)
+        or _last(named) == under.directory.name
+    ):
+        return []
+    if os.path.isdir(named) and os.path.samefile(named, under.directory):
+        return []
+    return [f"the adapter's config names the base {named!r}, and it is compared over {under.label}"]
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1].split("@")[0]
 
 
 def _adapted(under: Checkpoint, adapter: Checkpoint) -> tuple[Side, list[str]]:

@@ -28,6 +28,14 @@ _ADAPTED_AWAY = (
     "none for MODEL and adapter together: if the adapter itself takes the direction out, leave it away; if MODEL lost it, "
     "repair MODEL alone with --method undo-abliteration --base {base}, and put the adapter over the result",
 )
+# By what else is seen of a model on a grid: `details["before"]`.
+_QUANTISED = (
+    ("{model} --method undo-abliteration --base {base} -o {out}",
+     "puts back the direction that is gone from o and down under the rounding; the result lies on no grid until it is "
+     "quantised again"),
+    ("none that is sure: the model was changed before it was quantised, or rounded with what makes up for it (GPTQ); compare and "
+     "repair it as it was before, or measure `repair --target delta` with --validate",),
+)  # fmt: skip
 # Kind -> (what follows `weightguard repair`, a line each, and why); without a line there is nothing to repair.
 _BY_KIND = {
     "abliteration": (
@@ -51,7 +59,10 @@ _BY_KIND = {
         _DELTA, f"part of another model was mixed in; {_ALIGNED}",
     ),
     "pruning": ("none: what is gone are entries, not refusals; evaluate the model before it is released",),
-    "quantised round trip": ("none: rounding noise can weaken refusals, but has nothing to undo; evaluate it as it is",),
+    "quantised round trip": (
+        "none: only rounding is seen, which can weaken refusals and cannot be undone; what is smaller than a step stays hidden, "
+        "so evaluate it as it is",
+    ),
 }  # fmt: skip
 _IN_PART = (
     "none: what could be compared is the aligned model's; `weightguard inspect MODEL --base ALIGNED` names the rest"
@@ -85,7 +96,15 @@ def _lines(verdict: Verdict, adapted: bool) -> tuple[str, ...]:
         return _ADAPTED_AWAY
     if verdict.kind == "abliteration" and verdict.details.get("roles"):
         return _OWN_DIRECTIONS
+    if verdict.kind == "quantised round trip" and not adapted:
+        return _quantised(verdict)
     return _ADAPTER if adapted else _BY_KIND[verdict.kind]
+
+
+def _quantised(verdict: Verdict) -> tuple[str, ...]:
+    from weightguard.comparison.kinds.quantised import LOST, MORE, NAME
+
+    return dict(zip((LOST, MORE), _QUANTISED, strict=True)).get(verdict.details.get("before", ""), _BY_KIND[NAME])
 
 
 def _filled(lines: tuple[str, ...], details: dict[str, Any], model: str, base: str, out: str) -> tuple[str, ...]:

@@ -29,11 +29,13 @@ def cli() -> None:
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--base", help="The model MODEL came from: show what was changed since, and what kind of change it is.")
 @click.option(
-    "--aligned", help="Another parent of a merge; with --unaligned: show how the change lies to what alignment did."
+    "--aligned",
+    help="Another parent of a merge, and the base where --base is not given; with --unaligned: show how the change lies to what "
+    "alignment did.",
 )
 @click.option("--unaligned", help="The model before its alignment.")
 @click.option(
-    "--spectra", is_flag=True, help="Singular values of every change, from Gram matrices; slow on large ones."
+    "--spectra", is_flag=True, help="Singular values of every changed matrix, from Gram matrices; slow on large ones."
 )
 @click.option(
     "--activations",
@@ -66,6 +68,8 @@ def inspect(
     Alone: tensors, shards, roles, dtypes, digests, problems. With --base: what moved, where, and how. With --activations:
     the refusal direction of every layer, and with --base how far it and the hidden states moved.
     """
+    if compared["html"] == "":
+        raise click.UsageError("--html: the name of the file is empty")
     if activations:
         lost = next((name for name, value in compared.items() if value and name != "base"), None)
         if lost is not None:

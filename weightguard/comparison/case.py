@@ -16,9 +16,11 @@ from weightguard.comparison.places import LINEAR_ROLES
 from weightguard.comparison.sides import Side
 from weightguard.comparison.spectra import (
     Spectrum,
+    alone,
     factored_spectrum,
     gram_spectrum,
     levels_of,
+    noise_of,
     over,
     sketched_spectrum,
     unit_of,
@@ -36,7 +38,7 @@ EXACT_SIDE = 512  # up to here a Gram matrix costs less than a sketch
 class Case:
     """MODEL against BASE: tensors that pair, what each says, and other references (`aligned`, `unaligned`) by name.
 
-    not_finite: names of tensors that pair and hold NaN or infinity on a side.
+    not_finite: names of tensors that pair and hold NaN or infinity on a side. known: spectra, where all values were asked for.
     """
 
     model: Side
@@ -45,6 +47,7 @@ class Case:
     changes: tuple[TensorChange, ...]
     others: Mapping[str, Side] = field(default_factory=dict)
     not_finite: tuple[str, ...] = ()
+    known: Mapping[str, Spectrum] = field(default_factory=dict)
 
     @cached_property
     def changed(self) -> tuple[TensorChange, ...]:
@@ -54,6 +57,11 @@ class Case:
     def linears(self) -> tuple[TensorChange, ...]:
         """The changed matrices of the decoder blocks."""
         return tuple(c for c in self.changed if c.role in LINEAR_ROLES and c.is_matrix)
+
+    @cached_property
+    def matrices(self) -> tuple[TensorChange, ...]:
+        """All changed matrices: those of the blocks, embeddings, the head and what else has two sides."""
+        return tuple(c for c in self.changed if c.is_matrix)
 
     @cached_property
     def all_linears(self) -> tuple[TensorChange, ...]:
@@ -92,10 +100,9 @@ class Case:
 
     def spectrum(self, change: TensorChange, *, exact: bool) -> Spectrum:
         """Singular values of D of one tensor; of an adapter over its own base from its factors."""
-        update = self.model.update(change.name)
+        update, unit = self.model.update(change.name), unit_of(change.largest)
         if update is not None and self.is_adapter:
-            return factored_spectrum(update)
-        unit = unit_of(change.largest)
+            return factored_spectrum(update, unit * noise_of(over(alone(update, change.shape), unit)))
         delta = over(self.delta(change.name), unit)
         levels = levels_of(delta, rounding_share(change))
         if exact or min(change.shape) <= EXACT_SIDE:
@@ -109,8 +116,8 @@ class Case:
 
     @cached_property
     def spectra(self) -> dict[str, Spectrum]:
-        """Spectra of `few_linears`."""
-        return {c.name: self.spectrum(c, exact=False) for c in self.few_linears}
+        """Spectra of `few_linears`; those that are known are not computed again."""
+        return {c.name: self.known.get(c.name) or self.spectrum(c, exact=False) for c in self.few_linears}
 
     @cached_property
     def writers(self) -> tuple[TensorChange, ...]:

@@ -14,6 +14,11 @@ STEPS = 255  # that a group of 8 bits spans at most
 OFF = (0.04, 0.0003)  # of a step, root mean square, and for every step from end to end: what rounding to bf16 leaves
 LOOKED = 4096  # entries of a sample that are laid on grids
 FITTING = 0.5  # share of the groups: 8 bits stored in bf16 leave a quarter of the small ones unsure, chance none
+FLOATS_SPAN, FLOATS_ODD = (
+    16,
+    0.25,
+)  # steps that even FP4 has; share of odd ones, of which it has none far from the middle
+HALF_MORE = 0.05  # of a step: what scales stored in 16 bits are off
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,7 @@ def _spans(groups: torch.Tensor, most: int) -> torch.Tensor:
     (groups looked at,) int64; 0 where no number up to `most` does. What a value is off its step is a phase, and values
     that are off by the same are on a grid with its zero elsewhere, or with a least value that was rounded.
     """
-    count, stride = max(1, LOOKED // groups.shape[1]), max(1, groups.shape[1] // LOOKED)
-    seen = groups[:count, ::stride].double()
+    seen = _looked(groups)
     low, high = seen.amin(1, keepdim=True), seen.amax(1, keepdim=True)
     spread = high - low
     places = (seen - low) / torch.where(spread > 0, spread, torch.ones_like(spread))
@@ -109,3 +113,29 @@ def _spans(groups: torch.Tensor, most: int) -> torch.Tensor:
             break
         phase.mul_(turn)
     return found
+
+
+def _looked(groups: torch.Tensor) -> torch.Tensor:
+    """LOOKED entries of the groups, in float64."""
+    count, stride = max(1, LOOKED // groups.shape[1]), max(1, groups.shape[1] // LOOKED)
+    return groups[:count, ::stride].double()
+
+
+def beyond_rounding(a: torch.Tensor, b: torch.Tensor, group: int, storing: float) -> float | None:
+    """Share of the entries of W, a, that lie further from those of W_base, b, than rounding to the nearest step takes them.
+
+    storing: what storing moves an entry by, as a share of it. The ends of a group may be cut off, and do not count. None
+    for 8 and 4 bit floats: they lie on an even grid too, but far from the middle on every second or fourth step alone.
+    """
+    ours, theirs = ((x if group <= x.shape[1] else x.reshape(1, -1)) for x in (a, b))
+    parts = [_grouped(x, group) for x in (ours, theirs)]
+    spans, (w, base) = _spans(parts[0], STEPS), [_looked(part) for part in parts]
+    low, high = w.amin(1, keepdim=True), w.amax(1, keepdim=True)
+    step = (high - low) / spans.clamp(min=1).unsqueeze(1)
+    inside = (spans > 0).unsqueeze(1) & (w > low) & (w < high)
+    outer = inside & ((w - (low + high) / 2).abs() > (high - low) / 4) & (spans >= FLOATS_SPAN).unsqueeze(1)
+    odd = ((w - low) / step).round()[outer] % 2
+    if len(odd) and float(odd.mean()) < FLOATS_ODD:
+        return None
+    far = (w - base).abs() > (0.5 + HALF_MORE) * step + storing * torch.maximum(w.abs(), base.abs())
+    return float((far & inside).sum()) / max(1, int(inside.sum()))

@@ -129,7 +129,9 @@ def _spectra(spectra: Mapping[str, Mapping[str, Any]]) -> str:
          f"{s['values'][0] / s['noise']:.2f}" if s["noise"] else "-"]
         for name, s in leading
     ]  # fmt: skip
-    drawn = lines_svg({short_name(name): s["values"] for name, s in leading}, "place", "singular value of the update")
+    drawn = lines_svg(
+        {_printable(short_name(name)): s["values"] for name, s in leading}, "place", "singular value of the update"
+    )
     said = "Leading singular values of the update, of the ten tensors that stand out most over noise; point at a line for its "
     said += "name. Exact to 1e-8 of the largest. Rank counts those above what storing the weights leaves."
     keys = [key_svg(at) for at in range(len(rows))]
@@ -185,7 +187,11 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], keys: Sequenc
 
 def _text(text: str) -> str:
     """Escaped, and nothing in it that a browser would obey: control characters, marks that turn the direction of writing."""
-    return escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+    return escape(_printable(text))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _number(value: float | None, shape: str) -> str:

@@ -15,6 +15,7 @@ import torch
 
 from weightguard.comparison.edges import margins
 from weightguard.comparison.pairs import BLOCK, blocks
+from weightguard.comparison.sides import exact_rows
 from weightguard.statistics.subspace import Direction
 from weightguard.weights import LowRank
 
@@ -45,10 +46,15 @@ class Spectrum:
     @property
     def rank(self) -> int:
         """Numerical rank: values above 1.2 times the floor. A lower bound when not exact."""
+        return len(self.above)
+
+    @property
+    def above(self) -> tuple[float, ...]:
+        """The values that neither storing W nor computing them explains."""
         if not self.values:
-            return 0
+            return ()
         limit = max(ABOVE * self.floor, self.loss * self.values[0] * math.sqrt(len(self.values)))
-        return sum(value > limit for value in self.values)
+        return tuple(value for value in self.values if value > limit)
 
     @property
     def is_full(self) -> bool:
@@ -57,12 +63,13 @@ class Spectrum:
 
     @property
     def effective_rank(self) -> float | None:
-        """exp of the entropy of σ/Σσ (Roy and Vetterli 2007); None where only leading values are known."""
-        total = math.fsum(self.values)
-        if not self.exact or total == 0:
-            return None
-        shares = [v / total for v in self.values if v > 0]
-        return math.exp(-math.fsum(p * math.log(p) for p in shares))
+        """Of the values above the floor that storing W leaves; None where only leading values are known, or none is above."""
+        return _effective(self.above) if self.exact else None
+
+    @property
+    def effective_rank_of_all(self) -> float | None:
+        """Of all values, what storing W left among them; None where only leading values are known."""
+        return _effective(self.values) if self.exact else None
 
     @property
     def stable_rank(self) -> float | None:
@@ -87,8 +94,18 @@ class Spectrum:
     def as_dict(self) -> dict:
         return {
             "exact": self.exact, "values": list(self.values[:SHOWN]), "norm": self.norm, "floor": self.floor,
-            "noise": self.noise, "rank": self.rank, "effective_rank": self.effective_rank, "stable_rank": self.stable_rank,
+            "noise": self.noise, "rank": self.rank, "effective_rank": self.effective_rank,
+            "effective_rank_of_all": self.effective_rank_of_all, "stable_rank": self.stable_rank,
         }  # fmt: skip
+
+
+def _effective(values: tuple[float, ...]) -> float | None:
+    """exp of the entropy of σ/Σσ (Roy and Vetterli 2007); None where all are zero."""
+    total = math.fsum(values)
+    if total == 0:
+        return None
+    shares = [v / total for v in values if v > 0]
+    return math.exp(-math.fsum(p * math.log(p) for p in shares))
 
 
 def unit_of(largest: float) -> float:
@@ -145,15 +162,17 @@ def floats(delta: Direction) -> Iterator[tuple[int, int, torch.Tensor]]:
         yield start, stop, rows.float()
 
 
-def factored_spectrum(update: LowRank) -> Spectrum:
-    """The singular values of s·B·A, exact: those of R_B·R_Aᵀ from the QR factors of B and Aᵀ, (r, r), and then zeros."""
+def factored_spectrum(update: LowRank, noise: float) -> Spectrum:
+    """The singular values of s·B·A, exact: those of R_B·R_Aᵀ from the QR factors of B and Aᵀ, (r, r), and then zeros.
+
+    noise: that of s·B·A with random signs, as of any other D.
+    """
     small = torch.linalg.qr(update.b)[1] @ torch.linalg.qr(update.a.T)[1].T
     out, into = update.b.shape[0], update.a.shape[1]
     values = torch.zeros(min(out, into), dtype=torch.float64)
     values[: min(small.shape)] = torch.linalg.svdvals(small) * abs(update.scaling)
     norm = float(values.norm())
-    # Entries of a product of factors have nearly one size: the edge of Marchenko and Pastur.
-    return Spectrum(tuple(values.tolist()), norm, 0.0, norm * (out**-0.5 + into**-0.5), exact=True)
+    return Spectrum(tuple(values.tolist()), norm, 0.0, noise, exact=True)
 
 
 @dataclass(frozen=True)
@@ -167,12 +186,24 @@ class Levels:
 def levels_of(delta: Direction, rounding: float) -> Levels:
     """rounding: what storing moves an entry of W by, as a share of it. D is `aligned` less `unaligned`, W is `aligned`."""
     if delta.shape[0] * delta.shape[1] <= BLOCK:
-        parts = [delta.rows(0, delta.shape[0]).float(), delta.aligned(0, delta.shape[0]).float()]
-        update, weights = (noise_level(part) for part in parts)
+        weights = noise_level(delta.aligned(0, delta.shape[0]).float())
     else:
-        update = EDGE_BIAS * margins(rows for _, _, rows in floats(delta)).edge
         weights = EDGE_BIAS * margins(delta.aligned(*block).float() for block in blocks(delta.shape)).edge
-    return Levels(rounding * weights, update)
+    return Levels(rounding * weights, noise_of(delta))
+
+
+def noise_of(delta: Direction) -> float:
+    """The largest singular value of D with random signs."""
+    if delta.shape[0] * delta.shape[1] <= BLOCK:
+        return noise_level(delta.rows(0, delta.shape[0]).float())
+    return EDGE_BIAS * margins(rows for _, _, rows in floats(delta)).edge
+
+
+def alone(update: LowRank, shape: tuple[int, int]) -> Direction:
+    """s·B·A as the D of weights that were zero."""
+    return Direction(
+        lambda i, j: exact_rows(update, i, j), lambda i, j: torch.zeros(j - i, shape[1], dtype=torch.float64), shape
+    )
 
 
 def noise_level(matrix: torch.Tensor, seed: int = 0) -> float:

@@ -9,6 +9,7 @@ from weightguard.comparison.calibration import confidence
 from weightguard.comparison.case import Case, middle
 from weightguard.comparison.finding import Finding
 from weightguard.comparison.kinds import KINDS
+from weightguard.comparison.kinds.identical import REASONS
 from weightguard.comparison.places import ROLES
 
 UNKNOWN = "unknown"
@@ -44,7 +45,11 @@ def judge(case: Case) -> Verdict:
 def _unknown(case: Case, failed: list[Finding]) -> Verdict:
     if not failed:
         return Verdict(
-            UNKNOWN, confidence(UNKNOWN, 1.0), 1.0, (_seen(case), "no kind is about changes of these alone"), {}
+            UNKNOWN,
+            confidence(UNKNOWN, 1.0),
+            1.0,
+            (_seen(case), *(("no kind is about changes of these alone",) if case.changes else ())),
+            {},
         )
     best = max(failed, key=lambda f: (f.margin, sum(c.margin >= 0 for c in f.checks)))
     lost = "; ".join(c.said for c in best.checks if c.margin < 0)
@@ -56,6 +61,11 @@ def _unknown(case: Case, failed: list[Finding]) -> Verdict:
 def _seen(case: Case) -> str:
     """What changed, where no kind says it."""
     changed = case.changed
+    if not case.changes:
+        lost = ", ".join(f"{len(names)} {REASONS[key]}" for key, names in case.gaps.items() if names)
+        return f"nothing could be compared: {lost or 'there are no tensors'}"
+    if not changed:
+        return f"none of {len(case.changes)} tensors that could be compared changed"
     roles = ", ".join(role for role in ROLES if any(c.role == role for c in changed))
     entries, size = middle([c.changed_share for c in changed]), middle([c.relative for c in changed])
     return (

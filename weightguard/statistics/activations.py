@@ -19,7 +19,7 @@ class LayerView:
     The direction comes from every second row and the scores from the others, and the other way round: nothing is scored
     by a direction it helped to find. separation: difference of the mean scores over their common standard deviation.
     auc: probability that a harmful prompt scores above a benign one; overlap: 2·min(auc, 1 − auc), 1 where they are mixed.
-    cosine: of the direction (from all rows) to the base's. drift: mean ‖h − h_base‖/‖h_base‖ by data.
+    cosine: of the direction (from all rows) to the base's, None where either has none. drift: mean ‖h − h_base‖/‖h_base‖ by data.
     """
 
     layer: int
@@ -101,9 +101,10 @@ def _auc(above: torch.Tensor, below: torch.Tensor) -> float:
 
 def _against(
     harmful: torch.Tensor, benign: torch.Tensor, base_harmful: torch.Tensor, base_benign: torch.Tensor
-) -> tuple[float, float, float]:
-    cosine = float(direction(harmful, benign) @ direction(base_harmful, base_benign))
-    return cosine, _drift(harmful, base_harmful), _drift(benign, base_benign)
+) -> tuple[float | None, float, float]:
+    ours, theirs = direction(harmful, benign), direction(base_harmful, base_benign)
+    exist = bool(ours.any()) and bool(theirs.any())  # at layer 0 all prompts end in the same token
+    return float(ours @ theirs) if exist else None, _drift(harmful, base_harmful), _drift(benign, base_benign)
 
 
 def _drift(states: torch.Tensor, base: torch.Tensor) -> float:

@@ -13,9 +13,9 @@ LEAST = 0.05  # share of the direction that is gone
 
 
 def look(case: Case) -> Finding | None:
-    if len(case.writers) < 2 or len(case.spectra) == 0:
+    common = common_loss(case)
+    if common is None:
         return None
-    common = _finding(case, case.removals, "one direction for all of them")
     leading = [case.spectra[c.name].captured(1) for c in case.writers if c.name in case.spectra]
     if common.holds or middle(leading) < 0.5:  # no direction of its own can be all of an update that has several
         return common
@@ -27,6 +27,13 @@ def look(case: Case) -> Finding | None:
     roles = list(dict.fromkeys(c.role for c in case.writers))
     stricter = Finding(NAME, sure, {**own.details, "roles": roles})
     return stricter if stricter.holds else common
+
+
+def common_loss(case: Case) -> Finding | None:
+    """One direction for all matrices; None where fewer than two that write to the residual stream changed."""
+    if len(case.writers) < 2:
+        return None
+    return _finding(case, case.removals, "one direction for all of them")
 
 
 def _finding(case: Case, found: Mapping[str, Removed], how: str) -> Finding:
