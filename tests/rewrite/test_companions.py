@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import weightguard as wg
 from weightguard.errors import CheckpointError
@@ -44,6 +46,15 @@ def test_kept_to_the_byte(place: Any, repair: Repair) -> None:
     same = {name for name in given if written[name] == given[name]}
     assert given.keys() - same == {"README.md", "model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors"}
     assert data["notes"] == [] and set(data["outputs"]["files"]) == written.keys() - {"weightguard.json"}
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_matrices_of_zeros_are_left_so_and_said(zero: float, place: Any, repair: Repair) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    file = next(path for path in place.model.glob("*.safetensors") if name in load_file(path))
+    tensors = load_file(file)
+    save_file({**tensors, name: torch.full_like(tensors[name], zero)}, file, {"format": "pt"})
+    assert repair()["notes"] == [f"1 tensors to be edited hold only zeros and were left so (first: {name})"]
 
 
 CODE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {

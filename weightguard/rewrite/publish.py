@@ -57,7 +57,7 @@ def rewrite(
         written = write_weights(plan, sources, stage.path, steps, kept=kept, finished=journal.add)
         _check_update(plan, written)
         others, notes = copy_companions(sources.model, stage.path)
-        facts = {**facts, "notes": [*facts.get("notes", []), *notes]}
+        facts = {**facts, "notes": [*facts.get("notes", []), *_zeros(plan, written), *notes]}
         manifest = manifests.build(plan, written, inputs, others, facts)
         card = model_card(manifest, sources.model.directory)
         others["README.md"] = write_companion(stage.path / "README.md", card)
@@ -87,6 +87,12 @@ def _check_update(plan: Plan, written: Written) -> None:
             "the update is zero: model and aligned reference are the same in every tensor to be edited; "
             "give the model that was fine-tuned, and as --aligned the one it was fine-tuned from"
         )
+
+
+def _zeros(plan: Plan, written: Written) -> list[str]:
+    """That matrices hold nothing, so that nothing could be taken from them."""
+    zero = [name for name in plan.edits if not (written.changes[name].weight_norm or written.changes[name].changed)]
+    return [f"{len(zero)} tensors to be edited hold only zeros and were left so (first: {zero[0]})"] if zero else []
 
 
 def counted(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
