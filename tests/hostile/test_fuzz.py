@@ -51,13 +51,13 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
             holder = holder[step]
         match draw(st.sampled_from(("exchange", "take out", "add"))):
             case "exchange":
-                holder[last] = draw(VALUES)
+                holder[last] = copy.deepcopy(draw(VALUES))  # a strategy may give the same list twice, once into itself
             case "take out" if isinstance(holder, dict):
                 del holder[last]
             case _ if isinstance(holder, dict):
                 holder[
                     draw(st.text(max_size=12) | st.sampled_from(("auto_map", "quantization_config", "num_experts")))
-                ] = draw(VALUES)
+                ] = copy.deepcopy(draw(VALUES))
         if not value or not isinstance(value, dict):
             return value
     return value

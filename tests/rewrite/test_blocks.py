@@ -38,7 +38,17 @@ def test_the_size_of_a_block_does_not_show(edit: str, target: str, place: Any, m
     for size, whole in zip(SIZES, WHOLE, strict=True):
         monkeypatch.setattr(weights, "BLOCK", size)
         monkeypatch.setattr(weights, "WHOLE", whole)
-        arguments = ["repair", str(place.model), *EDITS[edit], "--target", target, *aligned, "--force"]
+        arguments = [
+            "repair",
+            str(place.model),
+            *EDITS[edit],
+            "--target",
+            target,
+            *aligned,
+            "--force",
+            "--threads",
+            "1",
+        ]
         ended = place.run(*arguments, "-o", str(place.out))
         if edit == "scale" and target == "weight":
             assert ended.code == 2  # there is an update to scale, or nothing
@@ -68,6 +78,8 @@ def test_ties_go_on_from_block_to_block(ratio: str, place: Any, monkeypatch: pyt
             "--ratio",
             ratio,
             "--force",
+            "--threads",
+            "1",
         ]
         assert place.run(*arguments, "-o", str(place.out)).code == 0
         held.append(place.held())
