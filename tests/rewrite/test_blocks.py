@@ -30,26 +30,20 @@ EDITS = {
 }
 
 
+def in_pieces(place: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Iterator[Any]:
+    """The same repair, with tensors in pieces of every size; on one thread, for a fork has no other."""
+    for size, whole in zip(SIZES, WHOLE, strict=True):
+        monkeypatch.setattr(weights, "BLOCK", size)
+        monkeypatch.setattr(weights, "WHOLE", whole)
+        yield place.run("repair", str(place.model), *arguments, "--force", "--threads", "1", "-o", str(place.out))
+
+
 @pytest.mark.parametrize("target", ["weight", "delta"])
 @pytest.mark.parametrize("edit", EDITS)
 def test_the_size_of_a_block_does_not_show(edit: str, target: str, place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     aligned = ["--aligned", str(place.root / "other")] if target == "delta" else []
     held = []
-    for size, whole in zip(SIZES, WHOLE, strict=True):
-        monkeypatch.setattr(weights, "BLOCK", size)
-        monkeypatch.setattr(weights, "WHOLE", whole)
-        arguments = [
-            "repair",
-            str(place.model),
-            *EDITS[edit],
-            "--target",
-            target,
-            *aligned,
-            "--force",
-            "--threads",
-            "1",
-        ]
-        ended = place.run(*arguments, "-o", str(place.out))
+    for ended in in_pieces(place, monkeypatch, *EDITS[edit], "--target", target, *aligned):
         if edit == "scale" and target == "weight":
             assert ended.code == 2  # there is an update to scale, or nothing
             return
@@ -65,23 +59,8 @@ def test_ties_go_on_from_block_to_block(ratio: str, place: Any, monkeypatch: pyt
         rounded = {name: tensor.round() for name, tensor in load_file(file).items()}
         save_file(rounded, file, {"format": "pt"})
     held = []
-    for size, whole in zip(SIZES, WHOLE, strict=True):
-        monkeypatch.setattr(weights, "BLOCK", size)
-        monkeypatch.setattr(weights, "WHOLE", whole)
-        arguments = [
-            "repair",
-            str(place.model),
-            "--method",
-            "magnitude",
-            "--group",
-            "matrix",
-            "--ratio",
-            ratio,
-            "--force",
-            "--threads",
-            "1",
-        ]
-        assert place.run(*arguments, "-o", str(place.out)).code == 0
+    for ended in in_pieces(place, monkeypatch, "--method", "magnitude", "--group", "matrix", "--ratio", ratio):
+        assert ended.code == 0, ended.said
         held.append(place.held())
     assert held[0] == held[1] == held[2]
 
