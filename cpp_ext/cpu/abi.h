@@ -10,7 +10,7 @@
 #define WG_EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int32_t WG_ABI = 5;
+constexpr int32_t WG_ABI = 6;
 
 enum WgDtype : int32_t { WG_F32 = 0, WG_BF16 = 1, WG_F16 = 2 };
 enum WgIsa : int32_t { WG_AUTO = 0, WG_PORTABLE = 1, WG_AVX2 = 2, WG_AVX512 = 3 };
@@ -64,7 +64,7 @@ struct WgSquares {
 struct WgProducts {
     WgMatrix a, b;
     int64_t rows, columns, width;
-    const float* x;         // (rows, width)
+    const float* x;         // (rows, width), zeros behind up to a multiple of 64 rows
     double *inner, *outer;  // (columns, width), (rows, width), overwritten
     int32_t dtype, threads, isa;
 };

@@ -35,6 +35,9 @@ WG_TARGET inline int64_t append(const int32_t* key, int32_t low, int32_t high, i
 }
 
 constexpr int VECTOR = 32, TILE = 4;  // of products.inc
+WG_TARGET inline __m256i halves(const char* at) {
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+}
 
 #include "plain.inc"
 #include "products.inc"

@@ -304,6 +304,9 @@ WG_TARGET int64_t reaching(const int32_t* keys, int64_t count, int32_t low) {
 namespace by_compiler {
 inline int64_t append(const int32_t*, int32_t, int32_t, int32_t*) { return 0; }  // its `collect` is not used
 constexpr int VECTOR = 64, TILE = 16;  // of products.inc
+WG_TARGET inline __m512i halves(const char* at) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+}
 
 #include "plain.inc"
 #include "products.inc"

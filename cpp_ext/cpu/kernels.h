@@ -100,21 +100,22 @@ struct Plain {
 };
 
 constexpr int64_t PRODUCT_BLOCK = 64;  // rows and columns of a piece of V (reference.PRODUCT_BLOCK)
+constexpr int64_t PRODUCT_STRIP = 512;  // columns whose sums are held side by side
+constexpr int64_t OUTER_ROWS = 16;       // rows of a piece of `outer`
 
-// Entries with both strides, counted in entries.
-struct Piece {
-    const char* data;
-    int64_t row_stride, column_stride;
+// A piece of a and of b, columns next to each other; pitches in bytes.
+struct Sides {
+    const char *a, *b;
+    int64_t a_pitch, b_pitch;
 };
 
+// A piece of V = a − b, rounded to float32, meets PRODUCT_BLOCK rows of x; width is a multiple of 16. Products and sums
+// over q are rounded to float32 one after the other, the sum is added in double. `next` will be read soon.
 struct Products {
-    // v = a − b rounded to float32, in pieces of PRODUCT_BLOCK x PRODUCT_BLOCK, one for each PRODUCT_BLOCK columns,
-    // with zeros behind `rows` (at most PRODUCT_BLOCK) and `columns`.
-    void (*difference)(const Piece& a, const Piece& b, int64_t rows, int64_t columns, float* v);
-    // total[p, c] += Σ_q piece[q, p]·x[q, c] for c below width, a multiple of 16: products and sums over q rounded to
-    // float32 one after the other, the sum added in double. `rows` takes piece[p, q] for piece[q, p].
-    void (*columns)(const float* piece, const float* x, int64_t width, double* total);
-    void (*rows)(const float* piece, const float* x, int64_t width, double* total);
+    // total[c·PRODUCT_STRIP + p] += Σ_q V[q, p]·x[q, c]
+    void (*inner)(const Sides& v, const Sides& next, const float* x, int64_t width, double* total);
+    // total[p·width + c] += Σ_q V[p, q]·x[q, c], OUTER_ROWS rows p
+    void (*outer)(const Sides& v, const Sides& next, const float* x, int64_t width, double* total);
 };
 
 struct Table {

@@ -16,6 +16,12 @@ inline int64_t append(const int32_t* key, int32_t low, int32_t high, int32_t* ou
 }
 
 constexpr int VECTOR = 16, TILE = 2;  // of products.inc
+typedef uint32_t Words __attribute__((vector_size(16)));
+inline Words halves(const char* at) {
+    uint16_t half[4];
+    __builtin_memcpy(half, at, sizeof half);
+    return Words{half[0], half[1], half[2], half[3]};
+}
 
 #include "plain.inc"
 #include "products.inc"

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from weightguard.errors import SystemFailure, UsageError
-from weightguard.kernels.reference import SUMS, Choice, Pair, Taken
+from weightguard.kernels.reference import PRODUCT_BLOCK, SUMS, Choice, Pair, Taken
 
-ABI = 5
+ABI = 6
 ISAS = {"": 0, "portable": 1, "avx2": 2, "avx512": 3}
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NOT_FINITE, NO_MEMORY = 1, -1
@@ -259,7 +259,8 @@ def key_counts(keys: torch.Tensor, shift: int, first: int, bins: int) -> torch.T
 def difference_products(a: torch.Tensor, b: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """See ops.difference_products; x float32."""
     (rows, columns), width = a.shape, -(-x.shape[1] // 16) * 16
-    wide = torch.nn.functional.pad(x, (0, width - x.shape[1])).contiguous()
+    more = -rows % PRODUCT_BLOCK
+    wide = torch.nn.functional.pad(x, (0, width - x.shape[1], 0, more)).contiguous()
     inner, outer = torch.empty(columns, width, dtype=torch.float64), torch.empty(rows, width, dtype=torch.float64)
     _run("wg_products", _Products(a=_matrix(a), b=_matrix(b), rows=rows, columns=columns, width=width, x=_pointer(wide),
                                   inner=_pointer(inner), outer=_pointer(outer), dtype=DTYPES[a.dtype]))  # fmt: skip
