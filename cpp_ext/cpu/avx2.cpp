@@ -38,6 +38,9 @@ constexpr int VECTOR = 32, TILE = 4;  // of products.inc
 WG_TARGET inline __m256i halves(const char* at) {
     return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
 }
+WG_TARGET inline __m256 of_f16(const char* at) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+}
 
 #include "plain.inc"
 #include "products.inc"

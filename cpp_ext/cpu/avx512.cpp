@@ -307,6 +307,9 @@ constexpr int VECTOR = 64, TILE = 16;  // of products.inc
 WG_TARGET inline __m512i halves(const char* at) {
     return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
 }
+WG_TARGET inline __m512 of_f16(const char* at) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+}
 
 #include "plain.inc"
 #include "products.inc"

@@ -17,13 +17,20 @@ inline int64_t append(const int32_t* key, int32_t low, int32_t high, int32_t* ou
 
 constexpr int VECTOR = 16, TILE = 2;  // of products.inc
 typedef uint32_t Words __attribute__((vector_size(16)));
+typedef float Floats __attribute__((vector_size(16)));
+
+#include "plain.inc"
+
 inline Words halves(const char* at) {
-    uint16_t half[4];
-    __builtin_memcpy(half, at, sizeof half);
+    const WG_u16* half = reinterpret_cast<const WG_u16*>(at);
     return Words{half[0], half[1], half[2], half[3]};
 }
 
-#include "plain.inc"
+inline Floats of_f16(const char* at) {
+    const WG_u16* half = reinterpret_cast<const WG_u16*>(at);
+    return Floats{F16::value(half[0]), F16::value(half[1]), F16::value(half[2]), F16::value(half[3])};
+}
+
 #include "products.inc"
 
 }  // namespace
