@@ -244,37 +244,31 @@ struct PairSums {
     __m512d largest;
 };
 
-// Sixteen columns. Products of two float32 are exact, so they may be fused; squares of d are not.
-template <int HALF>
-WG_INLINE void add_pair(__m512 a, __m512 b, PairSums& s) {
-    const __m256 as[2] = {_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)};
-    const __m256 bs[2] = {_mm512_castps512_ps256(b), _mm512_extractf32x8_ps(b, 1)};
-    for (int i = 0; i < 2; ++i) {
-        constexpr int FIRST = 2 * HALF;
-        const __m512d x = _mm512_cvtps_pd(as[i]), y = _mm512_cvtps_pd(bs[i]);
-        const __m512d d = _mm512_sub_pd(x, y), q = _mm512_mul_pd(d, d);
-        s.aa.lane[FIRST + i] = _mm512_fmadd_pd(x, x, s.aa.lane[FIRST + i]);
-        s.bb.lane[FIRST + i] = _mm512_fmadd_pd(y, y, s.bb.lane[FIRST + i]);
-        s.ab.lane[FIRST + i] = _mm512_fmadd_pd(x, y, s.ab.lane[FIRST + i]);
-        s.dd.lane[FIRST + i] = _mm512_add_pd(s.dd.lane[FIRST + i], q);
-        s.d4.lane[FIRST + i] = _mm512_add_pd(s.d4.lane[FIRST + i], _mm512_mul_pd(q, q));
-        s.largest = _mm512_max_pd(s.largest, q);
-    }
+// Eight columns. Products of two float32 are exact, so they may be fused; squares of d are not.
+WG_INLINE void add_pair(__m256 a, __m256 b, int lane, PairSums& s) {
+    const __m512d x = _mm512_cvtps_pd(a), y = _mm512_cvtps_pd(b);
+    const __m512d d = _mm512_sub_pd(x, y), q = _mm512_mul_pd(d, d);
+    s.aa.lane[lane] = _mm512_fmadd_pd(x, x, s.aa.lane[lane]);
+    s.bb.lane[lane] = _mm512_fmadd_pd(y, y, s.bb.lane[lane]);
+    s.ab.lane[lane] = _mm512_fmadd_pd(x, y, s.ab.lane[lane]);
+    s.dd.lane[lane] = _mm512_add_pd(s.dd.lane[lane], q);
+    s.d4.lane[lane] = _mm512_add_pd(s.d4.lane[lane], _mm512_mul_pd(q, q));
+    s.largest = _mm512_max_pd(s.largest, q);
 }
 
+// Eight columns are loaded at a time: the upper half of a wider register costs as much as an addition.
 template <class T>
 WG_TARGET void pair(const char* left, const char* right, int64_t groups, PairLanes& out) {
     PairSums s = {Lanes::load(out.aa), Lanes::load(out.bb), Lanes::load(out.ab),
                   Lanes::load(out.dd), Lanes::load(out.d4), _mm512_loadu_pd(out.largest)};
     int64_t changed = 0;
-    for (int64_t i = 0; i < groups; ++i) {
-        const Floats a = T::floats(T::load(left + i * LANES * T::SIZE)),
-                     b = T::floats(T::load(right + i * LANES * T::SIZE));
-        const __mmask16 c0 = _mm512_cmp_ps_mask(a.first, b.first, _CMP_NEQ_UQ),
-                        c1 = _mm512_cmp_ps_mask(a.second, b.second, _CMP_NEQ_UQ);
-        changed += __builtin_popcount(_mm512_kunpackw(c1, c0));
-        add_pair<0>(a.first, b.first, s);
-        add_pair<1>(a.second, b.second, s);
+    for (int64_t i = 0; i < groups; ++i, left += LANES * T::SIZE, right += LANES * T::SIZE) {
+#pragma GCC unroll 4
+        for (int lane = 0; lane < 4; ++lane) {
+            const __m256 a = T::eight(left, lane), b = T::eight(right, lane);
+            changed += __builtin_popcount(_mm256_cmp_ps_mask(a, b, _CMP_NEQ_UQ));
+            add_pair(a, b, lane, s);
+        }
     }
     Lanes::store(s.aa, out.aa), Lanes::store(s.bb, out.bb), Lanes::store(s.ab, out.ab);
     Lanes::store(s.dd, out.dd), Lanes::store(s.d4, out.d4);

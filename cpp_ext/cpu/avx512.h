@@ -34,6 +34,9 @@ struct F32x : Natural {
     static constexpr int64_t SIZE = 4;
     WG_INLINE Raw load(const char* p) { return {_mm512_loadu_si512(p), _mm512_loadu_si512(p + 64)}; }
     WG_INLINE Floats floats(Raw r) { return {_mm512_castsi512_ps(r.first), _mm512_castsi512_ps(r.second)}; }
+    WG_INLINE __m256 eight(const char* p, int lane) {
+        return _mm256_loadu_ps(reinterpret_cast<const float*>(p + 32 * lane));
+    }
     WG_INLINE void put(char* p, Raw w, Raw origin, __mmask16 first, __mmask16 second) {
         _mm512_storeu_si512(p, _mm512_mask_mov_epi32(w.first, first, origin.first));
         _mm512_storeu_si512(p + 64, _mm512_mask_mov_epi32(w.second, second, origin.second));
@@ -46,6 +49,9 @@ struct F16x : Natural {
     WG_INLINE Floats floats(Raw r) {
         return {_mm512_cvtph_ps(_mm512_castsi512_si256(r.first)),
                 _mm512_cvtph_ps(_mm512_extracti64x4_epi64(r.first, 1))};
+    }
+    WG_INLINE __m256 eight(const char* p, int lane) {
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16 * lane)));
     }
     WG_INLINE void put(char* p, Raw w, Raw origin, __mmask16 first, __mmask16 second) {
         _mm512_storeu_si512(p, _mm512_mask_mov_epi16(w.first, _mm512_kunpackw(second, first), origin.first));
@@ -60,6 +66,11 @@ struct BF16x {
     WG_INLINE Floats floats(Raw r) {
         const __m512i odd = _mm512_and_si512(r.first, _mm512_set1_epi32(int(0xFFFF0000)));
         return {_mm512_castsi512_ps(_mm512_slli_epi32(r.first, 16)), _mm512_castsi512_ps(odd)};
+    }
+    WG_INLINE __m256 eight(const char* p, int lane) {
+        const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32 * (lane % 2)));
+        const __m256i odd = _mm256_and_si256(both, _mm256_set1_epi32(int(0xFFFF0000)));
+        return _mm256_castsi256_ps(lane < 2 ? _mm256_slli_epi32(both, 16) : odd);
     }
     WG_INLINE void put(char* p, Raw w, Raw origin, __mmask16 even, __mmask16 odd) {
         // 0xD8 is c ? origin : w, bit by bit.
