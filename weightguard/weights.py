@@ -181,6 +181,12 @@ def _compared(stored: torch.Tensor, reference: torch.Tensor | None, transposed: 
     return Weights(stored, logical, Whole(logical, work), aligned, reference, origin)
 
 
+def distances(after: torch.Tensor, aligned: torch.Tensor, tuned: torch.Tensor) -> dict[str, float]:
+    """Frobenius norms to six digits: what a tensor is away from either model, and the fine-tuning's update. All float64."""
+    away = {"from_aligned": after - aligned, "from_tuned": after - tuned, "update": tuned - aligned}
+    return {key: float(f"{float(part.norm()):.6g}") for key, part in away.items()}
+
+
 def tuned_tensor(sources: Sources, name: str) -> torch.Tensor:
     """The tuned weight as a whole and in storage order, with the adapter in it where there is one."""
     if not sources.is_tuned(name):

@@ -81,7 +81,7 @@ class Refit(FromBehaviour):
         return Plan(self.NAME, self.PAPER, target, settings(self), edits, evidence, _notes(evidence, self.rank))
 
     def _solved(self, site: Site, inputs: Inputs) -> Iterator[tuple[str, Edit, dict[str, Any]]]:
-        from weightguard.weights import open_weights
+        from weightguard.weights import distances, open_weights
 
         weights = {name: open_weights(inputs.sources, name, with_aligned=True) for name in site.names}
         aligned = _stacked(_aligned(each) for each in weights.values()).to(inputs.device)
@@ -96,7 +96,7 @@ class Refit(FromBehaviour):
             site.put(name, stored)
             linear = inputs.linears[name]
             shape = {"layer": linear.layer, "role": linear.role, "shape": list(each.shape)}
-            yield name, edit, {**shape, **said, **known, **_distances(stored, origin.cpu(), _tuned(each))}
+            yield name, edit, {**shape, **said, **known, **distances(stored.double(), origin.cpu(), _tuned(each))}
 
     def _too_few(self, site: Site) -> bool:
         return sum(site.positions.values()) < max(1, self.expert_tokens)
@@ -119,19 +119,10 @@ def _replaced(name: str, aligned: torch.Tensor, moved: torch.Tensor, dtype: Any)
     return Replace(name, spooled(exact.float().numpy())), stored, {"rounding": rounding}
 
 
-def _distances(stored: torch.Tensor, aligned: torch.Tensor, tuned: torch.Tensor) -> dict[str, float]:
-    """Frobenius norms of what the tensor is away from either model, and of the fine-tuning's update."""
-    away = {"from_aligned": stored.double() - aligned, "from_tuned": stored.double() - tuned, "update": tuned - aligned}
-    return {key: float(f"{float(part.norm()):.6g}") for key, part in away.items()}
-
-
 def _factored(name: str, aligned: torch.Tensor, moved: torch.Tensor, rank: int) -> tuple[Edit, torch.Tensor, dict]:
     """The change cut to its leading singular directions: the edit, the tensor it makes, and the energy that is lost."""
-    import torch
-
-    edit, said = factored(name, moved, rank)
-    left, right = (torch.from_numpy(factor).double() for factor in (edit.left, edit.right))
-    return edit, aligned + left @ right, said
+    edit, product, said = factored(name, moved, rank)
+    return edit, aligned + product, said
 
 
 def _notes(evidence: dict[str, dict[str, Any]], rank: int | None) -> tuple[str, ...]:
