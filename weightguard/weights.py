@@ -84,6 +84,11 @@ class Weights:
         assert self.aligned is not None
         return self.tuned(start, stop) - self.aligned(start, stop)
 
+    def ends(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(W_aligned, W), whole and in float64."""
+        assert self.aligned is not None
+        return self.aligned(0, self.shape[0]).double(), self.tuned(0, self.shape[0]).double()
+
     def whole_delta(self) -> torch.Tensor:
         """D in one piece, in the working dtype."""
         return torch.cat([self.delta(*tile) for tile in ops.tiles(self.shape)])

@@ -68,7 +68,7 @@ class Truncate:
                 raise UnsupportedError(f"--rank: no adapter holds routed experts, and {name!r} changed; leave it out")
             if bool(moved.any()):
                 edits[name], product, said = factored(name, moved, min(rank, _rank(moved)))
-                origin, tuned = (rows(0, weights.shape[0]).double() for rows in (weights.aligned, weights.tuned))
+                origin, tuned = weights.ends()
                 evidence[name] = {"layer": linear.layer, "role": linear.role, "shape": list(weights.shape), **said,
                                   **distances(origin + product, origin, tuned)}  # fmt: skip
         if not edits:

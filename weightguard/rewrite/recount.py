@@ -35,8 +35,7 @@ def recount_factors(output: Checkpoint, manifest: Manifest, before: Sources, pro
 
 
 def _recounted(output: Checkpoint, pair: LoraPair, weights: Weights) -> dict[str, float]:
-    assert weights.aligned is not None
-    origin, tuned = (rows(0, weights.shape[0]).double() for rows in (weights.aligned, weights.tuned))
+    origin, tuned = weights.ends()
     product = pair.scaling * (finite(output, pair.b).double() @ finite(output, pair.a).double())
     kept = float(torch.linalg.vector_norm(product)) ** 2
     return {"energy_kept": kept, **distances(origin + product, origin, tuned)}
