@@ -69,7 +69,7 @@ def read_behaviour(
     for role, each in found.rows.items():
         check_vocabulary(each, size)
         found.facts[role] = _said(each)
-    _check_coverage(found, method.categories)
+    _check_coverage(found, method.listed)
     return found
 
 
@@ -169,21 +169,22 @@ def _said(each: EncodedSet) -> dict[str, Any]:
     }
 
 
-def _check_coverage(found: Behaviour, wanted: str | None) -> None:
+def _check_coverage(found: Behaviour, listed: Sequence[str]) -> None:
     """What the safety rows do not cover is not repaired, so it is said."""
     rows = found.prompts.rows if found.prompts else ()
     there = {row.category for row in rows if row.category}
+    bare = sum(not row.category for row in rows)
+    unshown = "whatever harm they do not show stays unrepaired"
     if not there:
-        found.notes.append(
-            "warning: the safety rows carry no category; whatever harm they do not show stays unrepaired"
-        )
-    listed = [name.strip() for name in (wanted or "").split(",") if name.strip()]
-    for name in listed:
-        if name not in there:
-            found.notes.append(
-                f"warning: category {name!r} has no row in the safety data: nothing shows that it is repaired"
-            )
-    found.facts["categories"] = {"in_safety_rows": sorted(there), "listed": listed}
+        found.notes.append(f"warning: the safety rows carry no category; {unshown}")
+    elif bare:
+        found.notes.append(f"warning: {bare} of {len(rows)} safety rows carry no category and cover none; {unshown}")
+    found.notes += [
+        f"warning: category {name!r} has no row in the safety data: nothing shows that it is repaired"
+        for name in listed
+        if name not in there
+    ]
+    found.facts["categories"] = {"in_safety_rows": sorted(there), "rows_without": bare, "listed": list(listed)}
 
 
 def behaviour_inputs(

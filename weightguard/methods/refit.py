@@ -4,8 +4,9 @@ so far it would be a regression mean (arXiv:2212.09849) of a harmful and a benig
 
     W = argmin ‖X_b Wᵀ − Y_b‖²/n_b + s·‖X_h Wᵀ − Y_h‖²/n_h + rho·t·‖W − W_aligned‖²,   t = mean of diag(X_bᵀX_b)/n_b
 
-Y_h: outputs of the aligned model on safety rows, where an answer's tokens are predicted; Y_b: of the tuned model on
-benign rows; X: inputs in the model repaired up to here. No gradient, no search, no unaligned base.
+Y_h: outputs of the aligned model at every token of the safety rows, or where an answer's tokens are predicted only
+(`tokens="response"`); Y_b: of the tuned model at every token of the benign rows; X: inputs there in the model repaired up
+to here. No gradient, no search, no unaligned base.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Refit(FromBehaviour):
 
     s: Decimal | float | str = option(Decimal(10), "weight of the safety rows against the benign rows")
     rho: Decimal | float | str = option(Decimal("0.3"), "pull to the aligned weights, in units of the mean input power")
-    tokens: str = option("all", "tokens of the safety rows that count: template, prompt and answer, or the answer only",
-                         ("all", "response"))  # fmt: skip
+    tokens: str = option("all", "tokens of the safety rows that count: template, prompt and answer, or those alone at "
+                         "which a token of the answer is predicted", ("all", "response"))  # fmt: skip
     few_tokens: str = option("aligned", "routed expert that too few tokens reach: keeps the aligned or the tuned weights",
                       ("aligned", "tuned"))  # fmt: skip
     expert_tokens: int = option(16, "fewer tokens of both roles together are too few for an expert")
