@@ -57,7 +57,9 @@ def show(lines: list[dict[str, Any]], order: list[tuple[str, str]]) -> None:
     for p in sorted({x["p"] for x in lines}):
         of = [x for x in lines if x["p"] == p]
         print(f"* p = {p}: seeds {_runs({x['seed'] for x in of})}, {len(of)} cells, {_minutes(of)}")
-        print("  (nothing is poisoned: `attacked` is an honest fine-tuning, which a repair must leave alone)" * (p == 0))
+        print(
+            "  (nothing is poisoned: `attacked` is an honest fine-tuning, which a repair must leave alone)" * (p == 0)
+        )
     print(f"\n{LEGEND}")
     lines = in_hindsight(lines)
     for group in sorted({(x["world"], x["attack"], x["p"]) for x in lines}):

@@ -188,8 +188,8 @@ def _compared(stored: torch.Tensor, reference: torch.Tensor | None, transposed: 
 
 def distances(after: torch.Tensor, aligned: torch.Tensor, tuned: torch.Tensor) -> dict[str, float]:
     """Frobenius norms to six digits: what a tensor is away from either model, and the fine-tuning's update. All float64."""
-    away = {"from_aligned": after - aligned, "from_tuned": after - tuned, "update": tuned - aligned}
-    return {key: float(f"{float(part.norm()):.6g}") for key, part in away.items()}
+    pairs = {"from_aligned": (after, aligned), "from_tuned": (after, tuned), "update": (tuned, aligned)}
+    return {key: float(f"{float((one - other).norm()):.6g}") for key, (one, other) in pairs.items()}
 
 
 def tuned_tensor(sources: Sources, name: str) -> torch.Tensor:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from weightguard.api.collect import Progress, Running, rows_of
-from weightguard.api.memory import give_back_at_once
+from weightguard.api.memory import fit_side_by_side, give_back_at_once
 from weightguard.api.subject import Subject
 from weightguard.errors import DataError, UsageError
 
@@ -104,6 +105,10 @@ def _answering(subject: Subject, running: Running) -> Answered:
     def answer(rows: Sequence[Row], source: str, most: int) -> list[str]:
         from weightguard.statistics.loading import load_model
 
+        if running.max_memory is not None:
+            raise UsageError(
+                f"--max-memory: rows without an answer in {source} get one of the whole aligned model; add answers"
+            )
         assert subject.aligned is not None
         loaded.extend([] if loaded else [load_model(subject.aligned, dtype=running.dtype, device=running.device)])
         return greedy(loaded[0], rows, source, most, subject, running)
@@ -226,8 +231,12 @@ def _side_by_side(
     safety = [predicting(row) if counted.tokens == "response" else row for row in counted.rows]
     benign = found.rows[BENIGN].rows
 
+    fit = None if running.max_memory is None else partial(fit_side_by_side, linears=inputs.linears, running=running)
+
     def walk(checkpoint: Checkpoint, read: Read, rows: dict[str, Sequence[Encoded]]) -> LayerWalk:
-        return LayerWalk(checkpoint, read, rows, dtype=running.dtype, device=running.device, batch_tokens=CHUNK)
+        return LayerWalk(
+            checkpoint, read, rows, fit=fit, dtype=running.dtype, device=running.device, batch_tokens=CHUNK
+        )
 
     def tuned(name: str) -> torch.Tensor:
         return tuned_tensor(inputs.sources, name)

@@ -39,6 +39,7 @@ class Refit(FromBehaviour):
     NAME: ClassVar[str] = "refit"
     PAPER: ClassVar[str] = "weightguard"
     STRENGTH: ClassVar[tuple[str, ...]] = ()
+    BLOCKS: ClassVar[bool] = True  # see EntrySelection
 
     s: Decimal | float | str = option(Decimal(10), "weight of the safety rows against the benign rows")
     rho: Decimal | float | str = option(Decimal("0.3"), "pull to the aligned weights, in units of the mean input power")
@@ -61,6 +62,11 @@ class Refit(FromBehaviour):
         if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
             raise UsageError(f"--rank {self.rank}: must be 1 or more")
         return dataclasses.replace(self, s=as_number(self.s, "s", 0), rho=as_number(self.rho, "rho", 1e-9))
+
+    @property
+    def unbounded(self) -> str:
+        """The option under which more than one layer of a model is held at once, or none."""
+        return "--rank" if self.rank is not None else f"--judge {self.judge}" if self.judge != "none" else ""
 
     def plan(self, inputs: Inputs) -> Plan:
         """A Replace for every linear, or with a rank a LowRank over the aligned one. Errors: CheckpointError, DataError."""
