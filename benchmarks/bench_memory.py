@@ -139,7 +139,7 @@ def arguments(row: str, root: Path) -> list[str]:
                     "--unaligned", str(root / "unaligned"), "--threshold", "1", "-o", str(root / "OUT2"), *data]  # fmt: skip
         case "refit":
             return ["repair", str(root / "tuned"), "--method", "refit", "--aligned", str(root / "aligned"), "--judge", "none",
-                    "--scope", "down", *(word for role in ("safety", "benign") for word in (f"--{role}", str(root / "rows.safetensors"))),
+                    "--safety", str(root / "rows.safetensors"), "--benign", str(root / "rows.safetensors"), "--scope", "down",
                     "-o", str(root / "OUT5"), *data]  # fmt: skip
         case "by-row" | "by-matrix":
             return ["repair", str(root / "tuned"), "--method", "magnitude", "--aligned", str(root / "aligned"), "--ratio", "0.25",
