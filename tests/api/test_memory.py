@@ -232,5 +232,6 @@ def test_checkpoints_several_times_larger_than_the_limit(tmp_path: Path) -> None
             assert row.code == 0 and row.same is not False and row.peak_mb < most, row
     peaks = {layers: {row.row: row.peak_mb for row in rows if row.layers == layers} for layers in (12, 48)}
     added = 2 * (whole[1].stored_mb - whole[0].stored_mb)  # of the model in float32
-    assert all(peaks[48][name] - peaks[12][name] < 0.05 * added for name in ("stats", "antidote", "safe-lora", "refit"))
+    for name, models in {"stats": 1, "antidote": 1, "safe-lora": 1, "refit": 3}.items():
+        assert peaks[48][name] - peaks[12][name] < 0.05 * models * added, name
     assert sum(row.same is True for row in rows) == 8
