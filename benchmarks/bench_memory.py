@@ -1,10 +1,11 @@
-"""Repair checkpoints several times larger than the memory they are given: Antidote with calibration, and Safe LoRA.
+"""Repair checkpoints several times larger than the memory they are given: Antidote with calibration, Safe LoRA, refit.
 
     python benchmarks/bench_memory.py            # some minutes, 3 GB of disk under --directory
     python benchmarks/bench_memory.py --smoke    # half a minute, 1 GB
     python benchmarks/bench_memory.py --wide     # every edited tensor larger than the limit; 4 GB of disk
 
-The rows of a table share a process, but for the first. RLIMIT_DATA is what it held after its imports, the limit, and 48 MB
+The rows of a table share a process, but for the first and refit, which has twice the limit: it holds a layer of each of three
+models and solves in float64. RLIMIT_DATA is what it held after its imports, the limit, and 48 MB
 of addresses for the stacks of threads, which are counted though nobody touches them; --max-memory says the same to
 weightguard. Memory is the peak of anonymous memory above what the imports left. The last column says whether statistics
 and repaired weights are the bytes that come from the whole model in memory (safe-lora: from the same without a limit;
@@ -37,6 +38,7 @@ ROWS = {
     "antidote": "antidote, delta, per row 0.25",
     "safe-lora": "safe-lora, published C, every o",
     "verify": "verify the antidote",
+    "refit": "refit, every down, twice the limit",
     "verify-lora": "verify the safe-lora",
 }
 WIDE_ROWS = {
@@ -135,6 +137,10 @@ def arguments(row: str, root: Path) -> list[str]:
         case "safe-lora":
             return ["repair", str(root / "tuned"), "--method", "safe-lora", "--aligned", str(root / "aligned"), "--scope", "o",
                     "--unaligned", str(root / "unaligned"), "--threshold", "1", "-o", str(root / "OUT2"), *data]  # fmt: skip
+        case "refit":
+            return ["repair", str(root / "tuned"), "--method", "refit", "--aligned", str(root / "aligned"), "--judge", "none",
+                    "--safety", str(root / "rows.safetensors"), "--benign", str(root / "rows.safetensors"), "--scope", "down",
+                    "-o", str(root / "OUT5"), *data]  # fmt: skip
         case "by-row" | "by-matrix":
             return ["repair", str(root / "tuned"), "--method", "magnitude", "--aligned", str(root / "aligned"), "--ratio", "0.25",
                     "--group", row.removeprefix("by-"), "-o", str(root / row), *data]  # fmt: skip
@@ -215,10 +221,14 @@ def same_as_whole(root: Path) -> dict[str, bool]:
               scope="o", threshold="1", out=root / "OUT4", offline=True, threads=1)  # fmt: skip
     wg.repair(str(root / "tuned"), method="antidote", aligned=str(root / "aligned"), ratio="0.25", stats=root / "W",
               out=root / "OUT3", offline=True, threads=1)  # fmt: skip
+    given = {role: str(root / "rows.safetensors") for role in ("safety", "benign")}
+    wg.repair(str(root / "tuned"), method="refit", aligned=str(root / "aligned"), judge="none", scope="down", out=root / "OUT6",
+              offline=True, threads=1, **given)  # fmt: skip
     return {
         "stats": ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours),
         "antidote": digests(root / "OUT") == digests(root / "OUT3"),
         "safe-lora": digests(root / "OUT2") == digests(root / "OUT4"),
+        "refit": digests(root / "OUT5") == digests(root / "OUT6"),
     }
 
 
@@ -248,7 +258,12 @@ def report(
         if wide:
             found, same = measured([*WIDE_ROWS], root, limit), same_in_one_piece(root)
         else:
-            found = measured(["whole"], root, limit) + measured([row for row in ROWS if row != "whole"], root, limit)
+            together = [row for row in ROWS if row not in ("whole", "refit")]
+            found = (
+                measured(["whole"], root, limit)
+                + measured(together, root, limit)
+                + measured(["refit"], root, 2 * limit)
+            )
             same = same_as_whole(root)
     finally:
         shutil.rmtree(root)

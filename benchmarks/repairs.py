@@ -3,6 +3,7 @@
     python benchmarks/repairs.py --worlds known,new --attacks lora,full --p 0.05,0.1,0.2 --seeds 20
     python benchmarks/repairs.py --seeds 2 --p 0.1     # a small table
     python benchmarks/repairs.py --smoke               # one case, two repairs, cached seed, nothing kept
+    python benchmarks/repairs.py --table               # the document of the cells that are there; runs nothing
 
 A cell is one repair of one attacked model, measured; it is one JSON line in --results, and a cell that is there is not
 run again: stop at any time and go on with the same line. --first-seed 10 by default: 0 to 2 were looked at while
@@ -19,10 +20,9 @@ import json
 import math
 import os
 import shutil
-import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from repairs_table import key, show
 
 import weightguard as wg
 from weightguard.errors import UndecidedError
@@ -40,7 +41,6 @@ from weightguard.lab.stages import ATTACK_FULL
 from weightguard.lab.train import examples
 
 SCORES = ("harmful_score", "refusal", "allowed_accuracy", "finetune_accuracy")
-COLUMNS = ("worst", *SCORES, "over_refusal", "information", "declines", "edit", "unseen", "reattack", "seconds")
 # name -> (method, options, data it reads besides the strength's calibration, rules)
 GRADED = ("auto", "best")
 REPAIRS: dict[str, tuple[str, dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
@@ -205,12 +205,12 @@ def wanted(names: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def run(asked: argparse.Namespace, results: Path) -> None:
-    done = {_key(line) for line in _lines(results)}
+    done = {key(line) for line in _lines(results)}
     cases = [(w, s, a, p) for s in asked.seed_list for w in asked.worlds for a in asked.attacks for p in asked.p]
     for world, seed, how, p in cases:
         todo = [
             (name, rule) for name, rule in wanted(asked.repairs)
-            if _key({"world": world, "seed": seed, "attack": how, "p": p, "repair": name, "rule": rule}) not in done
+            if key({"world": world, "seed": seed, "attack": how, "p": p, "repair": name, "rule": rule}) not in done
         ]  # fmt: skip
         if not todo:
             continue
@@ -242,77 +242,63 @@ def _lines(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def in_hindsight(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The cells, with "auto" in the place of "best" where its finer grid holds a strength that does better."""
-    auto = {_key({**x, "rule": "best"}): x for x in lines if x["rule"] == "auto" and x["worst"] is not None}
-
-    def better(line: dict[str, Any]) -> dict[str, Any]:
-        other = auto.get(_key(line))
-        return line if other is None or other["worst"] <= (line["worst"] or 0) else {**other, "rule": "best"}
-
-    return [better(line) for line in lines]
-
-
-def _key(line: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(line[k] for k in ("world", "seed", "attack", "p", "repair", "rule"))
-
-
-def show(lines: list[dict[str, Any]]) -> None:
-    """One table a world, attack and share of poison: mean over seeds, and least..most."""
-    lines = in_hindsight(lines)
-    for group in dict.fromkeys((x["world"], x["attack"], x["p"]) for x in lines):
-        rows = [x for x in lines if (x["world"], x["attack"], x["p"]) == group]
-        seeds = sorted({x["seed"] for x in rows})
-        print(f"\n### {group[0]} skill, {group[1]} attack, p = {group[2]}, seeds {', '.join(map(str, seeds))}\n")
-        print("| repair | " + " | ".join(COLUMNS) + " |")
-        print("|---" * (len(COLUMNS) + 1) + "|")
-        for name, rule in dict.fromkeys((x["repair"], x["rule"]) for x in rows):
-            found = [x for x in rows if (x["repair"], x["rule"]) == (name, rule)]
-            label = name if rule in ("-", "fixed") and name != "gradient-reset" else f"{name}, {rule}"
-            print(f"| {label} | " + " | ".join(_over_seeds([x.get(c) for x in found]) for c in COLUMNS) + " |")
-
-
-def _over_seeds(values: list[Any]) -> str:
-    """Mean with its 95 % interval from five seeds on, mean (least..most) below; how many seeds gave no result."""
-    known = [float(v) for v in values if v is not None]
-    if not known:
-        return "-"
-    none = f", {len(values) - len(known)} without" if len(known) < len(values) else ""
-    mean = statistics.fmean(known)
-    if len(known) >= 5:
-        half = _STUDENT.get(len(known) - 1, 1.96) * statistics.stdev(known) / math.sqrt(len(known))
-        return f"{mean:.3g} ± {half:.2g} ({min(known):.3g}..{max(known):.3g}{none})"
-    return f"{mean:.3g} ({min(known):.3g}..{max(known):.3g}{none})" if len(known) > 1 else f"{mean:.3g}{none}"
-
-
-# Student's t at 95 % by degrees of freedom; 1.96 beyond.
-_STUDENT = dict(zip(range(4, 31), (
-    2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093,
-    2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042), strict=True))  # fmt: skip
-
-
 def _percent(hits: list[bool]) -> float:
     return 100.0 * sum(hits) / len(hits)
 
 
 def _asked() -> argparse.Namespace:
-    def listed(kind: Any) -> Any:
-        return lambda text: [kind(part) for part in text.split(",")]
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worlds", type=listed(str), default=["known", "new"])
-    parser.add_argument("--attacks", type=listed(str), default=["lora", "full"])
-    parser.add_argument("--p", type=listed(float), default=[0.05, 0.1, 0.2])
-    parser.add_argument("--seeds", type=int, default=2, help="how many")
-    parser.add_argument("--first-seed", type=int, default=10)
-    parser.add_argument("--repairs", type=lambda text: text.split(";"), default=list(REPAIRS), help="names joined by ;")
-    parser.add_argument("--step", type=float, default=0.1, help="grid of the rule best")
+    parser.add_argument("--worlds", type=_names(("known", "new"), ","), default=["known", "new"])
+    parser.add_argument("--attacks", type=_names(("lora", "full"), ","), default=["lora", "full"])
+    parser.add_argument("--p", type=shares, default=[0.05, 0.1, 0.2], help="shares of poison, 0 for clean fine-tuning")
+    parser.add_argument("--seeds", type=_at_least(1), default=2, help="how many")
+    parser.add_argument("--first-seed", type=_at_least(0), default=10)
+    parser.add_argument("--repairs", type=_names(REPAIRS, ";"), default=list(REPAIRS), help="names joined by ;")
+    parser.add_argument("--step", type=share, default=0.1, help="grid of the rule best")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "repairs.jsonl")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
     parser.add_argument("--smoke", action="store_true")
     asked = parser.parse_args()
     asked.seed_list = list(range(asked.first_seed, asked.first_seed + asked.seeds))
+    if asked.table and not asked.results.exists():
+        parser.error(f"argument --table: {asked.results} is not there")
+    if asked.step == 0:
+        parser.error("argument --step: must be above 0")
     return asked
+
+
+def _names(known: Collection[str], between: str) -> Callable[[str], list[str]]:
+    """An argument of names out of `known`, each once."""
+
+    def parse(text: str) -> list[str]:
+        given = list(dict.fromkeys(part.strip() for part in text.split(between)))
+        odd = next((name for name in given if name not in known), None)
+        if odd is not None:
+            raise argparse.ArgumentTypeError(f"{odd!r} is none of {between.join(known)}")
+        return given
+
+    return parse
+
+
+def share(text: str) -> float:
+    found = float(text)
+    if not 0 <= found <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be from 0 to 1")
+    return found
+
+
+def shares(text: str) -> list[float]:
+    return list(dict.fromkeys(share(part) for part in text.split(",")))
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        found = int(text)
+        if found < least:
+            raise argparse.ArgumentTypeError(f"{found}: must be {least} or more")
+        return found
+
+    return count
 
 
 def main() -> None:
@@ -322,12 +308,12 @@ def main() -> None:
         asked.repairs = ["realign", "refit"]
         with tempfile.TemporaryDirectory() as folder:
             run(asked, Path(folder) / "repairs.jsonl")
-            show(_lines(Path(folder) / "repairs.jsonl"))
+            show(_lines(Path(folder) / "repairs.jsonl"), list(wanted(list(REPAIRS))))
         return
-    asked.results.parent.mkdir(exist_ok=True)
     if not asked.table:
+        asked.results.parent.mkdir(parents=True, exist_ok=True)
         run(asked, asked.results)
-    show(_lines(asked.results))
+    show(_lines(asked.results), list(wanted(list(REPAIRS))))
 
 
 if __name__ == "__main__":

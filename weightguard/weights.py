@@ -84,6 +84,11 @@ class Weights:
         assert self.aligned is not None
         return self.tuned(start, stop) - self.aligned(start, stop)
 
+    def ends(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(W_aligned, W), whole and in float64."""
+        assert self.aligned is not None
+        return self.aligned(0, self.shape[0]).double(), self.tuned(0, self.shape[0]).double()
+
     def whole_delta(self) -> torch.Tensor:
         """D in one piece, in the working dtype."""
         return torch.cat([self.delta(*tile) for tile in ops.tiles(self.shape)])
@@ -179,6 +184,12 @@ def _compared(stored: torch.Tensor, reference: torch.Tensor | None, transposed: 
     origin = None if reference is None else _turned(reference, transposed)
     aligned = None if origin is None else Whole(origin, work)
     return Weights(stored, logical, Whole(logical, work), aligned, reference, origin)
+
+
+def distances(after: torch.Tensor, aligned: torch.Tensor, tuned: torch.Tensor) -> dict[str, float]:
+    """Frobenius norms to six digits: what a tensor is away from either model, and the fine-tuning's update. All float64."""
+    pairs = {"from_aligned": (after, aligned), "from_tuned": (after, tuned), "update": (tuned, aligned)}
+    return {key: float(f"{float((one - other).norm()):.6g}") for key, (one, other) in pairs.items()}
 
 
 def tuned_tensor(sources: Sources, name: str) -> torch.Tensor:

@@ -85,7 +85,78 @@ def test_too_little_for_one_layer_is_refused_with_what_it_takes(
     assert main([*arguments, "--max-memory", str(2 * (memory.as_bytes(size) or 0))]) == 0
 
 
-@pytest.mark.parametrize("method", ["refit", "undo-abliteration", "truncate"])
+def drawn(folder: Path) -> dict[str, str]:
+    """Pre-tokenised safety and benign rows of 3 to 12 ids."""
+    import numpy
+    from safetensors.numpy import save_file
+
+    random = numpy.random.default_rng(0)
+    for name in ("safety", "benign"):
+        ids, lengths = random.integers(1, 64, (9, 12)), random.integers(3, 13, 9)
+        save_file({"input_ids": ids, "attention_mask": (numpy.arange(12) < lengths[:, None]).astype(int),
+                   "labels": ids}, folder / f"{name}.safetensors")  # fmt: skip
+    return {name: str(folder / f"{name}.safetensors") for name in ("safety", "benign")}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma2"])
+def test_refit_is_the_same_from_a_spill(
+    family: str, checkpoint: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hidden states, and what waits within a layer, are on disk; chunks of three rows, so that something waits."""
+    from weightguard.api import behaviour
+    from weightguard.statistics.spill import Spill
+
+    waited: list[int] = []
+    monkeypatch.setattr(behaviour, "CHUNK", 36)
+    monkeypatch.setattr(Spill, "__call__", lambda s, x, put=Spill.__call__: (waited.append(x.numel()), put(s, x))[1])
+    given = {"method": "refit", "aligned": str(checkpoint(family, kind="aligned")), "judge": "none", "threads": 1}
+    for out, size in (("kept", "64GB"), ("free", None)):
+        wg.repair(checkpoint(family), out=tmp_path / out, max_memory=size, **given, **drawn(tmp_path))
+        assert bool(waited) == (size is not None)
+        waited.clear()
+    for file in (tmp_path / "kept").iterdir():
+        assert file.read_bytes() == (tmp_path / "free" / file.name).read_bytes(), file.name
+
+
+def test_a_refit_without_a_bound_is_refused(
+    checkpoint: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bare.jsonl").write_text('{"prompt": "make fire please"}\n')
+    files = drawn(tmp_path)
+    refused = {
+        ("llama", "64GB", ""): "--judge opening holds a whole model, or all of its activations or edits;",
+        ("llama", "64GB", "--judge none --rank 2"): "--rank holds a whole model, or all of its activations or edits;",
+        (
+            "llama",
+            "64GB",
+            f"--judge none --safety {tmp_path / 'bare.jsonl'}",
+        ): "rows without an answer in bare.jsonl get one",
+        ("mixtral", "64GB", "--judge none"): "what is sent to routed experts is held for all rows at once",
+        ("llama", "40MB", "--judge none"): "--method refit on the largest tensor takes about",
+    }
+    for (family, size, more), line in refused.items():
+        models = [str(checkpoint(family)), "--aligned", str(checkpoint(family, kind="aligned"))]
+        data = ["--safety", files["safety"], "--benign", files["benign"], "--max-memory", size, *more.split()]
+        capsys.readouterr()
+        assert main(["repair", *models, "--method", "refit", *data, "-o", str(tmp_path / "OUT")]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("weightguard: --max-memory") and line in said and said.count("\n") == 1, said
+        assert not (tmp_path / "OUT").exists()
+
+
+def test_what_refit_needs_is_known_before_it_begins(
+    checkpoint: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer of three models and a solve; refused with what it takes when that is a byte more than there is."""
+    from weightguard.statistics import room
+
+    given = {"method": "refit", "aligned": str(checkpoint("llama", kind="aligned")), "judge": "none", "threads": 1}
+    monkeypatch.setattr(room, "bytes_solving", lambda *_: 10**12)
+    with pytest.raises(UsageError, match=r"refit with one layer of each model in memory takes about \d+\.\d GB"):
+        wg.repair(checkpoint("llama"), out=tmp_path / "OUT", max_memory="999GB", **given, **drawn(tmp_path))
+
+
+@pytest.mark.parametrize("method", ["gradient-reset", "undo-abliteration", "truncate"])
 def test_methods_that_hold_more_are_refused(
     method: str, checkpoint: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,8 +228,10 @@ def test_checkpoints_several_times_larger_than_the_limit(tmp_path: Path) -> None
     assert [row.code for row in whole] == [5, 5] and 2 * whole[1].stored_mb > 4 * whole[1].limit_mb
     for row in rows:
         if row.row != "whole":
-            assert row.code == 0 and row.same is not False and row.peak_mb < row.limit_mb, row
+            most = row.limit_mb * (2 if row.row == "refit" else 1)
+            assert row.code == 0 and row.same is not False and row.peak_mb < most, row
     peaks = {layers: {row.row: row.peak_mb for row in rows if row.layers == layers} for layers in (12, 48)}
     added = 2 * (whole[1].stored_mb - whole[0].stored_mb)  # of the model in float32
-    assert all(peaks[48][name] - peaks[12][name] < 0.05 * added for name in ("stats", "antidote", "safe-lora"))
-    assert sum(row.same is True for row in rows) == 6
+    for name, models in {"stats": 1, "antidote": 1, "safe-lora": 1, "refit": 3}.items():
+        assert peaks[48][name] - peaks[12][name] < 0.05 * models * added, name
+    assert sum(row.same is True for row in rows) == 8

@@ -63,6 +63,7 @@ def test_an_adapter_is_announced_as_one(
     (["--strength", "auto"], 2, "--strength is not an option of --method refit, which has no strength"),
     (["--target", "weight"], 2, "--target is not an option of --method refit"),
     (["--rho", "0"], 2, "--rho 0: must be a number from 1e-09 to 1e9"),
+    (["--categories", ","], 2, "--categories ,: a name is empty; give a,b,c"),
     (["--rank", "0"], 2, "--rank 0: must be 1 or more"),
     (["--safety", "gone.jsonl"], 3, "gone.jsonl: no such file, and not a hub data set id (org/name); check the path"),
 ])  # fmt: skip

@@ -243,7 +243,7 @@ def test_an_expert_that_few_tokens_reach_is_kept_and_said(
     held = open_checkpoint(resolve(str(sides[few])))
     kept = {name for name, said in plan.evidence.items() if said.get("kept") == few}
     assert kept and all((plan.edits[name].values == held.read(name).numpy()).all() for name in kept)
-    assert all(sum(plan.evidence[name]["positions"].values()) < 24 for name in kept)
+    assert all((sum(said["positions"].values()) < 24) == (name in kept) for name, said in plan.evidence.items())
     assert any(f"{len(kept)} tensors of experts keep the {few} weights" in note for note in plan.notes)
 
 
@@ -396,9 +396,33 @@ def test_the_report_counts_per_category_and_names_what_is_missing(pair: SimpleNa
     assert not any("'locks'" in note for note in result.report.notes)
     assert result.manifest.data["behaviour"]["categories"] == {
         "in_safety_rows": ["fire", "locks"],
+        "rows_without": 0,
         "listed": ["locks", "poison"],
     }
     assert set(result.manifest.data["behaviour"]["refusals"]) == {"fire", "locks"}
+
+
+@pytest.mark.parametrize("bare", [0, 1, 2])
+def test_rows_without_a_category_are_told_of(bare: int, pair: SimpleNamespace, tmp_path: Path) -> None:
+    """All of them, some or none, for every method that learns from such rows."""
+    rows = [{k: v for k, v in row.items() if k != "category" or at >= bare} for at, row in enumerate(SAFETY)]
+    safety, benign = lines(tmp_path / "h.jsonl", rows), lines(tmp_path / "b.jsonl", BENIGN)
+    result = wg.repair(pair.tuned, method="refit", aligned=str(pair.aligned), safety=safety, benign=benign, threads=1,
+                       judge="none", dry_run=True)  # fmt: skip
+    told = [note for note in result.report.notes if "category" in note]
+    unshown = "whatever harm they do not show stays unrepaired"
+    some = f"warning: 1 of 2 safety rows carry no category and cover none; {unshown}"
+    assert told == [[], [some], [f"warning: the safety rows carry no category; {unshown}"]][bare]
+
+
+@pytest.mark.parametrize("method", ["refit", "gradient-reset", "realign"])
+@pytest.mark.parametrize("given", [",", "", "locks,", " , fire"])
+def test_a_category_without_a_name_is_refused(
+    method: str, given: str, pair: SimpleNamespace, files: dict[str, str]
+) -> None:
+    more = files if method != "realign" else {"safety": files["safety"]}
+    with pytest.raises(UsageError, match=f"--categories {given}: a name is empty; give a,b,c"):
+        wg.repair(pair.tuned, method=method, aligned=str(pair.aligned), **more, categories=given, dry_run=True)
 
 
 def test_rows_the_aligned_model_refuses_are_left_out(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy
 import pytest
 
 import weightguard as wg
-from weightguard.errors import UsageError
+from weightguard.checkpoint import strict_json
+from weightguard.errors import CheckpointError, MismatchError, UsageError
 from weightguard.lab import Lab
 
 
@@ -53,7 +55,7 @@ def test_at_full_rank_stock_peft_makes_the_solution(
         full = name if name in found else {"layers": "model.", "h": "transformer."}[name.partition(".")[0]] + name
         values = edit.values.T if family == "gpt2" else edit.values
         numpy.testing.assert_allclose(found[full], values, rtol=0, atol=2e-5)
-    wg.verify(tmp_path / "adapter")
+    wg.verify(tmp_path / "adapter", against=str(tuned))
 
 
 def test_a_saved_plan_applied_to_the_aligned_model_is_the_merged_adapter(
@@ -93,10 +95,85 @@ def test_what_an_adapter_cannot_hold_is_said(checkpoint: Callable[..., Path], tm
         tuned, method="refit", aligned=str(other), **data(tmp_path), rank=4, threads=1, out=tmp_path / "a"
     )
     assert any("tensors that the fine-tuning moved" in note for note in result.report.notes)
-    with pytest.raises(UsageError, match="--against"):
-        wg.verify(tmp_path / "a", against=str(tuned))
     with pytest.raises(UsageError, match="--rank 0: must be 1 or more"):
         wg.repair(tuned, method="refit", aligned=str(other), **data(tmp_path), rank=0, dry_run=True)
+
+
+@pytest.fixture
+def made(checkpoint: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path, Path]:
+    """(adapter of rank 3, tuned, aligned)."""
+    tuned, aligned = checkpoint("llama"), checkpoint("llama", kind="aligned")
+    wg.repair(tuned, method="refit", aligned=str(aligned), **data(tmp_path), rank=3, threads=1, out=tmp_path / "a")
+    return tmp_path / "a", tuned, aligned
+
+
+def test_the_manifest_says_how_far_each_tensor_moved(made: tuple[Path, Path, Path]) -> None:
+    """Against what stock peft makes of the adapter, in float32."""
+    from safetensors.numpy import load_file
+
+    adapter, tuned, aligned = made
+    factors, found = json.loads((adapter / "weightguard.json").read_text())["factors"], merged(aligned, adapter)
+    ends = [load_file(next(model.glob("*.safetensors"))) for model in (aligned, tuned)]
+    assert len(factors) == 14
+    for name, said in factors.items():
+        far = [float(numpy.linalg.norm(found[name].astype(float) - end[name])) for end in ends]
+        assert [said["from_aligned"], said["from_tuned"]] == pytest.approx(far, rel=1e-4)
+        assert said["energy_kept"] == pytest.approx(far[0] ** 2, rel=1e-4) and said["energy_kept"] <= said["energy"]
+        assert said["rank"] == 3
+    assert wg.verify(adapter, against=str(tuned)).verified.factors_recounted == 14
+    assert wg.verify(adapter, against=str(tuned), aligned=str(aligned)).verified.edited == 28
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_flipped_entry_of_the_adapter_is_found(sealed: bool, made: tuple[Path, Path, Path]) -> None:
+    """By its digest; and by the recount, where whoever flipped it wrote the digests anew."""
+    from safetensors.numpy import load_file, save_file
+
+    adapter, tuned, _ = made
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    name = next(each for each in tensors if "up_proj.lora_B" in each)
+    tensors[name][5, 1] *= -1
+    save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
+    if sealed:
+        seal(adapter, name, tensors[name].tobytes())
+        wg.verify(adapter)
+    with pytest.raises(MismatchError if sealed else CheckpointError, match="up_proj"):
+        wg.verify(adapter, against=str(tuned))
+
+
+def seal(adapter: Path, tensor: str, values: bytes) -> None:
+    """Write the digests of a changed adapter into its manifest, and the manifest's own."""
+    path, file = adapter / "weightguard.json", "adapter_model.safetensors"
+    said = json.loads(path.read_text())
+    said["outputs"]["tensors"][tensor] = hashlib.sha256(values).hexdigest()
+    said["outputs"]["files"][file] = hashlib.sha256((adapter / file).read_bytes()).hexdigest()
+    del said["digest"]
+    path.write_bytes(strict_json.dump({**said, "digest": hashlib.sha256(strict_json.dump(said)).hexdigest()}))
+
+
+def test_other_models_than_those_it_was_made_from(
+    made: tuple[Path, Path, Path], checkpoint: Callable[..., Path]
+) -> None:
+    adapter, tuned, aligned = made
+    for against, over, said in (
+        (aligned, None, "is not the fine-tuned model this adapter was made from"),
+        (tuned, tuned, "is not the aligned model this adapter was made from"),
+    ):
+        with pytest.raises(MismatchError, match=said):
+            wg.verify(adapter, against=str(against), aligned=over and str(over))
+    with pytest.raises(UsageError, match="--aligned: goes with --against"):
+        wg.verify(adapter, aligned=str(aligned))
+
+
+@pytest.mark.parametrize("method", ["refit", "truncate"])
+def test_a_rank_beyond_the_width_is_said(method: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    how: dict[str, Any] = {"aligned": str(checkpoint("llama", kind="aligned")), "rank": 1000, "out": tmp_path / "a"}
+    more = data(tmp_path) if method == "refit" else {}
+    result = wg.repair(checkpoint("llama"), method=method, threads=1, **how, **more)
+    told = [note for note in result.report.notes if "rank" in note]
+    assert told[0] == "--rank 1000: no change has more than 16 directions, so the adapter has rank 16"
+    assert told[1].startswith("rank 16 leaves out 0.00%") and len(told) == 2
+    assert json.loads((tmp_path / "a/adapter_config.json").read_text())["r"] == 16
 
 
 @pytest.mark.parametrize("how", ["lora", "full"])

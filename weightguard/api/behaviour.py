@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from weightguard.api.collect import Progress, Running, rows_of
-from weightguard.api.memory import give_back_at_once
+from weightguard.api.memory import fit_side_by_side, give_back_at_once
 from weightguard.api.subject import Subject
 from weightguard.errors import DataError, UsageError
 
@@ -69,7 +70,7 @@ def read_behaviour(
     for role, each in found.rows.items():
         check_vocabulary(each, size)
         found.facts[role] = _said(each)
-    _check_coverage(found, method.categories)
+    _check_coverage(found, method.listed)
     return found
 
 
@@ -104,6 +105,10 @@ def _answering(subject: Subject, running: Running) -> Answered:
     def answer(rows: Sequence[Row], source: str, most: int) -> list[str]:
         from weightguard.statistics.loading import load_model
 
+        if running.max_memory is not None:
+            raise UsageError(
+                f"--max-memory: rows without an answer in {source} get one of the whole aligned model; add answers"
+            )
         assert subject.aligned is not None
         loaded.extend([] if loaded else [load_model(subject.aligned, dtype=running.dtype, device=running.device)])
         return greedy(loaded[0], rows, source, most, subject, running)
@@ -169,21 +174,22 @@ def _said(each: EncodedSet) -> dict[str, Any]:
     }
 
 
-def _check_coverage(found: Behaviour, wanted: str | None) -> None:
+def _check_coverage(found: Behaviour, listed: Sequence[str]) -> None:
     """What the safety rows do not cover is not repaired, so it is said."""
     rows = found.prompts.rows if found.prompts else ()
     there = {row.category for row in rows if row.category}
+    bare = sum(not row.category for row in rows)
+    unshown = "whatever harm they do not show stays unrepaired"
     if not there:
-        found.notes.append(
-            "warning: the safety rows carry no category; whatever harm they do not show stays unrepaired"
-        )
-    listed = [name.strip() for name in (wanted or "").split(",") if name.strip()]
-    for name in listed:
-        if name not in there:
-            found.notes.append(
-                f"warning: category {name!r} has no row in the safety data: nothing shows that it is repaired"
-            )
-    found.facts["categories"] = {"in_safety_rows": sorted(there), "listed": listed}
+        found.notes.append(f"warning: the safety rows carry no category; {unshown}")
+    elif bare:
+        found.notes.append(f"warning: {bare} of {len(rows)} safety rows carry no category and cover none; {unshown}")
+    found.notes += [
+        f"warning: category {name!r} has no row in the safety data: nothing shows that it is repaired"
+        for name in listed
+        if name not in there
+    ]
+    found.facts["categories"] = {"in_safety_rows": sorted(there), "rows_without": bare, "listed": list(listed)}
 
 
 def behaviour_inputs(
@@ -225,8 +231,12 @@ def _side_by_side(
     safety = [predicting(row) if counted.tokens == "response" else row for row in counted.rows]
     benign = found.rows[BENIGN].rows
 
+    fit = None if running.max_memory is None else partial(fit_side_by_side, linears=inputs.linears, running=running)
+
     def walk(checkpoint: Checkpoint, read: Read, rows: dict[str, Sequence[Encoded]]) -> LayerWalk:
-        return LayerWalk(checkpoint, read, rows, dtype=running.dtype, device=running.device, batch_tokens=CHUNK)
+        return LayerWalk(
+            checkpoint, read, rows, fit=fit, dtype=running.dtype, device=running.device, batch_tokens=CHUNK
+        )
 
     def tuned(name: str) -> torch.Tensor:
         return tuned_tensor(inputs.sources, name)

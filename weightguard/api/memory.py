@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from weightguard.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from weightguard.api.collect import Running
     from weightguard.api.subject import Subject
     from weightguard.checkpoint import Linear, TensorInfo
@@ -47,20 +49,38 @@ def fit_walk(walk: Walk, running: Running) -> None:
         walk.spill()
 
 
+def fit_side_by_side(walk: Walk, linears: Mapping[str, Linear], running: Running) -> None:
+    """Refuse three such walks, and solves between them, that do not fit; all that waits is on disk. Error: UsageError."""
+    from weightguard.statistics.room import bytes_at_work, bytes_before, bytes_solving
+
+    if any(linear.expert is not None for linear in linears.values()):
+        raise UsageError(
+            "--max-memory: what is sent to routed experts is held for all rows at once; give --scope without them"
+        )
+    layers = bytes_at_work(walk, 3) + bytes_solving(walk.checkpoint, linears)
+    _check(held() + max(bytes_before(walk), layers), running, "refit with one layer of each model in memory")
+
+
 def check_repair(method: Any, subject: Subject, strength: Any, running: Running) -> None:
     """Refuse a repair that would hold more, before anything long starts. Error: UsageError."""
     if running.max_memory is None:
         return
     give_back_at_once()
-    bounded = hasattr(method, "BLOCKS") or hasattr(method, "HOLDS")
-    if not bounded or strength == "auto":
-        what = "--strength auto" if bounded else f"--method {method.NAME}"
+    what = _whole(method, strength)
+    if what:
         raise UsageError(
             f"--max-memory: {what} holds a whole model, or all of its activations or edits; it is kept by repairs with a "
-            f"given strength by antidote, magnitude, random, scale and safe-lora"
+            f"given strength by antidote, magnitude, random, scale and safe-lora, and by refit --judge none without --rank"
         )
     pieces = (_at_once(method, linear, subject.model.info(name)) for name, linear in subject.named.items())
     _check(held() + _REST + max(pieces, default=0), running, f"--method {method.NAME} on the largest tensor")
+
+
+def _whole(method: Any, strength: Any) -> str:
+    """What of a repair has no bound below the whole model, in words."""
+    if not (hasattr(method, "BLOCKS") or hasattr(method, "HOLDS")):
+        return f"--method {method.NAME}"
+    return "--strength auto" if strength == "auto" else getattr(method, "unbounded", "")
 
 
 def _at_once(method: Any, linear: Linear, info: TensorInfo) -> int:

@@ -240,7 +240,7 @@ def _publish_adapter(
     base = subject.aligned
     assert base is not None
     named = base.label.partition("@")[0] if base.revision else str(base.directory)
-    given = {"model": identity(base), "tuned": identity(subject.adapter or subject.model, whole=True)}
+    given = {"model": identity(base, whole=True), "tuned": identity(subject.adapter or subject.model, whole=True)}
     facts = {**facts, "notes": [*facts["notes"], *left_behind(inputs, subject)], "plan": plan.digest(),
              "factors": plan.evidence}  # fmt: skip
     options = Options(force=output.force, verify_write=output.verify_write)

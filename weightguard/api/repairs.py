@@ -143,15 +143,21 @@ class Verification:
 
 
 def verify(
-    output: str | Path, *, against: str | None = None, offline: bool = False, progress: Progress = silent
+    output: str | Path,
+    *,
+    against: str | None = None,
+    aligned: str | None = None,
+    offline: bool = False,
+    progress: Progress = silent,
 ) -> Verification:
     """Check every file and tensor of an output against its manifest, and with `against` the input it came from.
 
+    aligned: the model under an adapter that a repair made, where it is not found by the name the adapter has for it.
     Errors: CheckpointError or MismatchError naming the first file or tensor that is not as it should be.
     """
     from weightguard.api.replaying import run_verify
 
-    return Verification(*run_verify(str(output), against, offline, progress), against)
+    return Verification(*run_verify(str(output), against, aligned, offline, progress), against)
 
 
 def demo(directory: str | Path, *, seed: int = 0, force: bool = False, progress: Progress = silent) -> Demo:

@@ -13,6 +13,7 @@ from weightguard.errors import MismatchError, UsageError
 from weightguard.plan import Edit, Plan
 
 if TYPE_CHECKING:
+    from weightguard.checkpoint import Checkpoint
     from weightguard.rewrite import Manifest, Options, Verified
     from weightguard.weights import Sources
 
@@ -61,20 +62,37 @@ def _check_size(edit: Edit, shape: list[int]) -> None:
         raise MismatchError(f"the plan's edit of tensor {edit.tensor!r} does not fit its shape {shape}")
 
 
-def run_verify(output: str, against: str | None, offline: bool, progress: Progress) -> tuple[Manifest, Verified]:
+def run_verify(
+    output: str, against: str | None, aligned: str | None, offline: bool, progress: Progress
+) -> tuple[Manifest, Verified]:
     import dataclasses
 
-    from weightguard.rewrite import Manifest, counted, verify_against, verify_output
+    from weightguard.rewrite import Manifest, counted, recount_factors, verify_against, verify_output
 
     opened = open_checkpoint(resolve(output, offline=offline))
     manifest = Manifest.read(opened.directory)
+    if aligned is not None and not (manifest.factors and against):
+        raise UsageError("--aligned: goes with --against, where the output is an adapter that a repair made")
     total = sum(info.nbytes for info in opened.tensors.values())
     verified = verify_output(opened, manifest, counted(progress, "verify", total))
     if against is None:
         return manifest, verified
+    if manifest.factors:
+        sources = _under(opened, against, aligned, offline)
+        recounted = recount_factors(opened, manifest, sources, counted(progress, "compare", total))
+        return manifest, dataclasses.replace(verified, factors_recounted=recounted)
     before = _before(against, manifest, offline)
     identical, recounted = verify_against(opened, manifest, before, counted(progress, "compare", total))
     return manifest, dataclasses.replace(verified, untouched_identical=identical, changed_recounted=recounted)
+
+
+def _under(output: Checkpoint, against: str, aligned: str | None, offline: bool) -> Sources:
+    """The tuned weights that an adapter was made from, and the aligned ones that it lies over."""
+    subject = open_subject(against, offline=offline, search=False)
+    if subject.adapter is None:
+        base = aligned or output.config.get("base_model_name_or_path")
+        subject = open_subject(against, str(base), offline=offline)
+    return subject.sources("delta")
 
 
 def _before(against: str, manifest: Manifest, offline: bool) -> Sources:

@@ -287,19 +287,20 @@ def gate(form: str, **values: Any) -> None:
 @cli.command()
 @click.argument("output")
 @click.option("--against", help="The model the output was made from.")
+@click.option("--aligned", help="With --against: the model under a repaired adapter, if not where the adapter says.")
 @click.option("--model", help="The model that a verdict is about.")
 @click.option("--policy", help="Where the verdict's policy lies now.")
 @options.common
-def verify(output: str, against: str | None, model: str | None, policy: str | None, offline: bool, form: str) -> None:
+def verify(output: str, model: str | None, policy: str | None, offline: bool, form: str, **given: str | None) -> None:
     """Check an OUTPUT against its manifest, or a verdict (a file) against the model, the policy and itself."""
-    if api.is_verdict(output, model, policy, against):
+    if api.is_verdict(output, model, policy, given["against"]):
         with screen.progress() as progress:
             verdict = api.verify_verdict(output, model=model or "", policy=policy, offline=offline, progress=progress)
         screen.show_verified_verdict(verdict, form)
         api.enforce(verdict)
         return
     with screen.progress() as progress:
-        result = api.verify(output, against=against, offline=offline, progress=progress)
+        result = api.verify(output, **given, offline=offline, progress=progress)
     screen.show_verification(result, form)
 
 

@@ -312,6 +312,8 @@ def show_verification(result: Verification, form: str) -> None:
     if checked.untouched_identical is not None:
         click.echo(f"{checked.untouched_identical} untouched tensors are identical to {result.against}")
         click.echo(f"{checked.changed_recounted:,} changed entries recounted, as the manifest says")
+    if checked.factors_recounted is not None:
+        click.echo(f"{checked.factors_recounted} linears recounted: as far from aligned and tuned as the manifest says")
     click.echo("verified")
 
 

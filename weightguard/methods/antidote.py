@@ -30,8 +30,8 @@ class Antidote(EntrySelection):
     PAPER: ClassVar[str] = "arXiv:2408.09600"
     NEEDS: ClassVar[tuple[str, ...]] = ("harmful",)
 
-    tokens: str = option("all", "tokens of the data that count: template, prompt and answer, or the answer only",
-                         ("all", "response"))  # fmt: skip
+    tokens: str = option("all", "tokens of the data that count: template, prompt and answer, or the answer only; of refit's "
+                         "safety rows, those that predict it", ("all", "response"))  # fmt: skip
     utility_ratio: Decimal | float | str | None = option(
         None, "leave alone the entries in the top share by the score on --utility data"
     )

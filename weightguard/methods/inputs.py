@@ -66,12 +66,21 @@ class FromBehaviour:
     )
     categories: str | None = option(None, "harm categories of the policy, a,b,c: each must be among the safety rows")
 
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The categories of the policy. Error: UsageError for one without a name."""
+        names = [] if self.categories is None else [name.strip() for name in self.categories.split(",")]
+        if not all(names):
+            raise UsageError(f"--categories {self.categories}: a name is empty; give a,b,c")
+        return tuple(dict.fromkeys(names))
+
     def counted(self) -> dict[str, str]:
         """By role the tokens that count: all of a row's, or those of its response."""
         return {"safety": "response", "benign": "response"}
 
     def check_target(self, target: str) -> None:
-        """Error: UsageError without an aligned model."""
+        """Error: UsageError without an aligned model; and for categories that are none."""
+        _ = self.listed
         if target == "weight":
             raise UsageError(f"--method {self.NAME} needs the model it was fine-tuned from; give --aligned")
 

@@ -4,8 +4,9 @@ so far it would be a regression mean (arXiv:2212.09849) of a harmful and a benig
 
     W = argmin ‖X_b Wᵀ − Y_b‖²/n_b + s·‖X_h Wᵀ − Y_h‖²/n_h + rho·t·‖W − W_aligned‖²,   t = mean of diag(X_bᵀX_b)/n_b
 
-Y_h: outputs of the aligned model on safety rows, where an answer's tokens are predicted; Y_b: of the tuned model on
-benign rows; X: inputs in the model repaired up to here. No gradient, no search, no unaligned base.
+Y_h: outputs of the aligned model at every token of the safety rows, or where an answer's tokens are predicted only
+(`tokens="response"`); Y_b: of the tuned model at every token of the benign rows; X: inputs there in the model repaired up
+to here. No gradient, no search, no unaligned base.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ class Refit(FromBehaviour):
     NAME: ClassVar[str] = "refit"
     PAPER: ClassVar[str] = "weightguard"
     STRENGTH: ClassVar[tuple[str, ...]] = ()
+    BLOCKS: ClassVar[bool] = True  # see EntrySelection
 
     s: Decimal | float | str = option(Decimal(10), "weight of the safety rows against the benign rows")
     rho: Decimal | float | str = option(Decimal("0.3"), "pull to the aligned weights, in units of the mean input power")
-    tokens: str = option("all", "tokens of the safety rows that count: template, prompt and answer, or the answer only",
-                         ("all", "response"))  # fmt: skip
+    tokens: str = option("all", "tokens of the safety rows that count: template, prompt and answer, or those alone at "
+                         "which a token of the answer is predicted", ("all", "response"))  # fmt: skip
     few_tokens: str = option("aligned", "routed expert that too few tokens reach: keeps the aligned or the tuned weights",
                       ("aligned", "tuned"))  # fmt: skip
     expert_tokens: int = option(16, "fewer tokens of both roles together are too few for an expert")
@@ -60,6 +62,11 @@ class Refit(FromBehaviour):
         if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
             raise UsageError(f"--rank {self.rank}: must be 1 or more")
         return dataclasses.replace(self, s=as_number(self.s, "s", 0), rho=as_number(self.rho, "rho", 1e-9))
+
+    @property
+    def unbounded(self) -> str:
+        """The option under which more than one layer of a model is held at once, or none."""
+        return "--rank" if self.rank is not None else f"--judge {self.judge}" if self.judge != "none" else ""
 
     def plan(self, inputs: Inputs) -> Plan:
         """A Replace for every linear, or with a rank a LowRank over the aligned one. Errors: CheckpointError, DataError."""
@@ -81,7 +88,7 @@ class Refit(FromBehaviour):
         return Plan(self.NAME, self.PAPER, target, settings(self), edits, evidence, _notes(evidence, self.rank))
 
     def _solved(self, site: Site, inputs: Inputs) -> Iterator[tuple[str, Edit, dict[str, Any]]]:
-        from weightguard.weights import open_weights
+        from weightguard.weights import distances, open_weights
 
         weights = {name: open_weights(inputs.sources, name, with_aligned=True) for name in site.names}
         aligned = _stacked(_aligned(each) for each in weights.values()).to(inputs.device)
@@ -96,7 +103,7 @@ class Refit(FromBehaviour):
             site.put(name, stored)
             linear = inputs.linears[name]
             shape = {"layer": linear.layer, "role": linear.role, "shape": list(each.shape)}
-            yield name, edit, {**shape, **said, **known, **_distances(stored, origin.cpu(), _tuned(each))}
+            yield name, edit, {**shape, **said, **known, **distances(stored.double(), origin.cpu(), _tuned(each))}
 
     def _too_few(self, site: Site) -> bool:
         return sum(site.positions.values()) < max(1, self.expert_tokens)
@@ -119,19 +126,10 @@ def _replaced(name: str, aligned: torch.Tensor, moved: torch.Tensor, dtype: Any)
     return Replace(name, spooled(exact.float().numpy())), stored, {"rounding": rounding}
 
 
-def _distances(stored: torch.Tensor, aligned: torch.Tensor, tuned: torch.Tensor) -> dict[str, float]:
-    """Frobenius norms of what the tensor is away from either model, and of the fine-tuning's update."""
-    away = {"from_aligned": stored.double() - aligned, "from_tuned": stored.double() - tuned, "update": tuned - aligned}
-    return {key: float(f"{float(part.norm()):.6g}") for key, part in away.items()}
-
-
 def _factored(name: str, aligned: torch.Tensor, moved: torch.Tensor, rank: int) -> tuple[Edit, torch.Tensor, dict]:
     """The change cut to its leading singular directions: the edit, the tensor it makes, and the energy that is lost."""
-    import torch
-
-    edit, said = factored(name, moved, rank)
-    left, right = (torch.from_numpy(factor).double() for factor in (edit.left, edit.right))
-    return edit, aligned + left @ right, said
+    edit, product, said = factored(name, moved, rank)
+    return edit, aligned + product, said
 
 
 def _notes(evidence: dict[str, dict[str, Any]], rank: int | None) -> tuple[str, ...]:

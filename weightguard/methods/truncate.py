@@ -58,7 +58,7 @@ class Truncate:
     def _adapter(self, inputs: Inputs, rank: int) -> Plan:
         """Error: MismatchError where nothing changed."""
         from weightguard.plan import Plan
-        from weightguard.weights import open_weights
+        from weightguard.weights import distances, open_weights
 
         edits, evidence = {}, {}
         for name, linear in inputs.linears.items():
@@ -67,8 +67,10 @@ class Truncate:
             if linear.expert is not None and bool(moved.any()):
                 raise UnsupportedError(f"--rank: no adapter holds routed experts, and {name!r} changed; leave it out")
             if bool(moved.any()):
-                edits[name], said = factored(name, moved, min(rank, _rank(moved)))
-                evidence[name] = {"layer": linear.layer, "role": linear.role, "shape": list(weights.shape), **said}
+                edits[name], product, said = factored(name, moved, min(rank, _rank(moved)))
+                origin, tuned = weights.ends()
+                evidence[name] = {"layer": linear.layer, "role": linear.role, "shape": list(weights.shape), **said,
+                                  **distances(origin + product, origin, tuned)}  # fmt: skip
         if not edits:
             raise MismatchError("--rank: no linear differs from the aligned model, so there is no adapter to take out")
         return Plan(self.NAME, self.PAPER, "adapter", settings(self), edits, evidence, lost(evidence, rank))

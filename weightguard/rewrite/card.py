@@ -85,7 +85,8 @@ def adapter_card(manifest: Manifest) -> bytes:
     notes = [f"- {note}" for note in data.get("notes", [])]
     title, caution = _TITLES.get(data["method"], _REPAIRED), _CAUTIONS.get(data["method"], _CAUTION)
     lines = [*front, f"# {title}", "", f"A LoRA adapter for peft. Options: {options}", "", *notes, "",
-             caution, "", "## Reproduce", "", "```", data["command"], "```", ""]  # fmt: skip
+             caution, "", "## Reproduce", "", "```", data["command"],
+             *(["weightguard verify OUT --against MODEL"] if manifest.factors else []), "```", ""]  # fmt: skip
     return "\n".join(lines).encode()
 
 

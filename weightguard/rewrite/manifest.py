@@ -35,6 +35,16 @@ class Manifest:
         return self.data["edits"]
 
     @property
+    def factors(self) -> dict[str, dict[str, Any]]:
+        """Of an adapter that a repair made: for each linear under it how far it moves it, and the energy that is lost."""
+        return self.data.get("factors", {})
+
+    @property
+    def computed(self) -> frozenset[str]:
+        """Tensors of the output whose values are new: those edited, or all of an adapter that a repair made."""
+        return frozenset(self.outputs["tensors"] if self.factors else self.edits)
+
+    @property
     def outputs(self) -> dict[str, dict[str, str]]:
         return self.data["outputs"]
 
@@ -75,7 +85,7 @@ def _check_form(data: Mapping[str, Any]) -> None:
     )
     digests = [_at(data, *keys) for keys in places]
     edits = data["edits"]
-    if not all(_all(each, str) for each in digests) or not _all(edits, dict):
+    if not all(_all(each, str) for each in digests) or not all(_all(t, dict) for t in (edits, data.get("factors", {}))):
         raise CheckpointError(f"{NAME}: not the digests and edits of a repair; write the output again")
     for name, edit in edits.items():
         known = name in digests[3] and edit.get("sha256") == digests[1].get(name)

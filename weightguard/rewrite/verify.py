@@ -24,13 +24,14 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Verified:
-    """Counts of what was checked; a check that fails raises instead."""
+    """Counts of what was checked; a check that fails raises instead. factors_recounted: linears under an adapter."""
 
     files: int
     tensors: int
     edited: int
     untouched_identical: int | None
     changed_recounted: int | None
+    factors_recounted: int | None = None
 
 
 def verify_output(output: Checkpoint, manifest: Manifest, progress: Progress) -> Verified:
@@ -45,7 +46,7 @@ def verify_output(output: Checkpoint, manifest: Manifest, progress: Progress) ->
     buffer = memoryview(bytearray(min(CHUNK, output.largest)))
     for file in output.layout.files:
         _check_file(file, output, manifest, buffer, progress)
-    return Verified(len(manifest.outputs["files"]), len(output.tensors), len(manifest.edits), None, None)
+    return Verified(len(manifest.outputs["files"]), len(output.tensors), len(manifest.computed), None, None)
 
 
 def _check_names(output: Checkpoint, manifest: Manifest) -> None:
@@ -69,14 +70,14 @@ def _file_digest(directory: Path, name: str) -> str:
 
 
 def _check_file(file: str, output: Checkpoint, manifest: Manifest, buffer: memoryview, progress: Progress) -> None:
-    header, whole = output.headers[file], sha256()
+    header, whole, computed = output.headers[file], sha256(), manifest.computed
     whole.update(header.raw)
     with opened(output.directory, file) as descriptor:
         for info in output.by_file[file]:
             own, finite = sha256(), True
             for chunk in _chunks(descriptor, info, buffer):
                 update([(own, chunk), (whole, chunk)])
-                finite = finite and (info.name not in manifest.edits or holds_numbers(info, chunk))
+                finite = finite and (info.name not in computed or holds_numbers(info, chunk))
             if own.hexdigest() != manifest.outputs["tensors"][info.name]:
                 raise CheckpointError(f"{file}: tensor {info.name!r} is not what {NAME} says; its bytes were changed")
             if not finite:

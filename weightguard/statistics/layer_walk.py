@@ -17,6 +17,7 @@ from weightguard.checkpoint import Checkpoint, Linear, decoder_linears, family_o
 from weightguard.data import Encoded
 from weightguard.errors import UnsupportedError
 from weightguard.statistics.experts import Routed, expert_modules
+from weightguard.statistics.spill import Held, Spill, Spilled, back, waiting
 from weightguard.statistics.streamed import Read
 from weightguard.statistics.walk import Chunk, Reached, Walk
 
@@ -31,20 +32,29 @@ class _SoFar:
 
     outputs: of linears, a shape on the meta device where the values are needed no more. given: the input of a linear that
     writes to the residual stream and has not run. blocks: what an attention or an MLP returned. routed: what stands before
-    the experts.
+    the experts. All but the last two wait where hidden states do.
     """
 
-    outputs: Values = field(default_factory=dict)
-    given: Values = field(default_factory=dict)
+    outputs: dict[str, Held | Spilled] = field(default_factory=dict)
+    given: dict[str, Held | Spilled] = field(default_factory=dict)
     blocks: dict[str, Any] = field(default_factory=dict)
     routed: Routed | None = None
 
 
 class LayerWalk(Walk):
-    """For each layer: enter, then ask for outputs, or for inputs and put, in the order of a forward, then leave."""
+    """For each layer: enter, then ask for outputs, or for inputs and put, in the order of a forward, then leave.
+
+    fit: is shown the walk before it begins; whatever waits then does so in temporary files. Error: OSError for a full disk.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, read: Read, rows: Mapping[str, Sequence[Encoded]], **options: Any
+        self,
+        checkpoint: Checkpoint,
+        read: Read,
+        rows: Mapping[str, Sequence[Encoded]],
+        *,
+        fit: Callable[[Walk], None] | None = None,
+        **options: Any,
     ) -> None:
         self._family = family_of(checkpoint.config)
         self._linears = decoder_linears(checkpoint.config, checkpoint.tensors)
@@ -52,12 +62,18 @@ class LayerWalk(Walk):
         super().__init__(checkpoint, read, rows, **options)
         if not hasattr(self.model.base_model, self._family.block):
             raise UnsupportedError(NOT_WALKED.format(checkpoint.label, "its layers lie deeper than one step"))
+        self._beside: Callable[[torch.Tensor], Held | Spilled] = Held
+        self._spilled = fit is not None
+        if fit is not None:
+            fit(self)
+            self.spill()
         assert self.chunks  # hidden states are there before other models are loaded
 
     def enter(self, index: int, shown: Collection[str] = ()) -> None:
         """Take the weights of a layer in. shown: the linears whose outputs will be asked for."""
         super().enter(index)
         self._shown, self._until = frozenset(shown), frozenset[str]()
+        self._beside = Spill() if self._spilled else Held  # a file of its own, which is gone with the layer
         self._so_far = {id(chunk): _SoFar() for chunk in self.chunks}
         self._watched = [module for name in self._here() for module in self._watch(name)]
 
@@ -81,7 +97,7 @@ class LayerWalk(Walk):
             so_far = self._so_far[id(chunk)]
             if not so_far.outputs.keys() >= set(names):
                 self._run_until(names, chunk)
-            yield chunk.role, {name: _at(so_far.outputs[name], chunk.counted) for name in names}
+            yield chunk.role, {name: _at(so_far.outputs[name].get(), chunk.counted) for name in names}
             self._spend(so_far, names)
 
     @torch.inference_mode()
@@ -164,13 +180,16 @@ class LayerWalk(Walk):
         if not self._linears[name].writes:
             return given
         self._spend(so_far, so_far.outputs.keys() - self._shown)
-        return so_far.given.setdefault(name, given)
+        if name not in so_far.given:
+            so_far.given[name] = self._beside(given)
+            return given
+        return so_far.given[name].get()
 
     def _spend(self, so_far: _SoFar, names: Collection[str]) -> None:
         """Drop outputs for their shape; not those that are added to the residual stream, which all that follows reads."""
         for name in names:
             if not self._linears[name].writes:
-                so_far.outputs[name] = torch.empty_like(so_far.outputs[name], device="meta")
+                so_far.outputs[name] = Held(torch.empty_like(so_far.outputs[name].get(), device="meta"))
 
     def _watch(self, name: str) -> Iterator[Any]:
         """Let a linear, and the attention or MLP that one which writes ends, run once on a chunk; the modules."""
@@ -186,11 +205,12 @@ class LayerWalk(Walk):
         def forward(x: torch.Tensor) -> torch.Tensor:
             so_far = self._running
             if name not in so_far.outputs:
-                found = type(module).forward(module, so_far.given.pop(name, x))
-                so_far.outputs[name] = found
+                found = type(module).forward(module, so_far.given.pop(name).get() if name in so_far.given else x)
+                so_far.outputs[name] = self._beside(found) if self._linears[name].writes else Held(found)
                 if self._linears[name].writes:
                     self._spend(so_far, so_far.outputs.keys() - self._shown)
-            found = so_far.outputs[name]
+                return found
+            found = so_far.outputs[name].get()
             return torch.zeros_like(found, device=x.device) if found.is_meta else found
 
         return forward
@@ -201,10 +221,11 @@ class LayerWalk(Walk):
             if path not in so_far.blocks:
                 found = type(block).forward(block, *args, **kwargs)
                 # Beside it attentions return their weights, which no layer reads.
-                so_far.blocks[path] = (found[0], *[None] * (len(found) - 1)) if isinstance(found, tuple) else found
+                found = (found[0], *[None] * (len(found) - 1)) if isinstance(found, tuple) else found
+                so_far.blocks[path] = waiting(found, self._beside)
             if self._until and self._until <= so_far.outputs.keys():
                 raise Reached
-            return so_far.blocks[path]
+            return back(so_far.blocks[path])
 
         return forward
 

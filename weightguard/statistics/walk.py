@@ -92,8 +92,8 @@ class Walk:
         """The rows that will run together, chunk by chunk."""
         return [batch for each in self._rows.values() for batch in batches(each, self._batch_tokens)]
 
-    def sizes(self, index: int) -> tuple[int, int]:
-        """(bytes in the files, parameters) of a layer."""
+    def sizes(self, index: int | None) -> tuple[int, int]:
+        """(bytes in the files, parameters) of a layer, or of what stands before the first."""
         return self._streamed.sizes(index)
 
     def spill(self) -> None:
