@@ -24,6 +24,8 @@ QUANTISED = "quantised weights ({}) cannot be edited; repair the unquantised mod
 HELD = "holds NaN or infinity; such weights cannot be scored or repaired"
 DAMAGED = "holds NaN or infinity; the model is damaged"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 99\n"
+Q, GIVES = "model.layers.0.self_attn.q_proj.weight", "config.json gives it"
+OTHER = "; the config belongs to another model"
 Case = tuple[Callable[[Any], object], str] | tuple[Callable[[Any], object], str, int]
 
 
@@ -163,6 +165,26 @@ CONFIGS: dict[str, Case] = {
         "MODEL: " + QUANTISED.format("None"),
         6,
     ),
+    "hidden size of another model": (
+        config(hidden_size=8),
+        f"{W}'{Q}' is [4, 4], {GIVES} 8 inputs (hidden_size 8){OTHER}",
+    ),
+    "width of another model": (
+        config(intermediate_size=7),
+        f"{W}'model.layers.0.mlp.gate_proj.weight' is [6, 4], {GIVES} 7 outputs (intermediate_size 7){OTHER}",
+    ),
+    "vocabulary of another model": (
+        config(vocab_size=7),
+        f"{W}'model.embed_tokens.weight' is [5, 4], {GIVES} 7 rows (vocab_size 7){OTHER}",
+    ),
+    "heads of another model": (
+        config(num_attention_heads=4, head_dim=2),
+        f"{W}'{Q}' is [4, 4], {GIVES} 8 outputs (num_attention_heads 4 of 2){OTHER}",
+    ),
+    "groups of another model": (
+        config(num_key_value_heads=2),
+        f"{W}'{Q.replace('q_proj', 'k_proj')}' is [2, 4], {GIVES} 4 outputs (num_key_value_heads 2 of 2){OTHER}",
+    ),
 }
 
 TENSORS: dict[str, Case] = {
@@ -207,3 +229,23 @@ def test_refused(case: str, model: Any, refused: Callable[..., None], tmp_path: 
     damage, message, *code = ALL[case]
     damage(model)
     refused(model.path, message.replace("TMP", str(tmp_path)), *code)
+
+
+@pytest.mark.parametrize(
+    "dtype, zeros", [("F32", b"\0\0\0\0\0\0\0\x80"), ("BF16", b"\0\0\0\x80"), ("F16", b"\0\x80\0\0")]
+)
+def test_zeros_of_either_sign_are_seen(dtype: str, zeros: bytes, model: Any) -> None:
+    import weightguard as wg
+
+    model.tensor(UP, dtype, (6, 4), zeros * 12)
+    assert wg.inspect(str(model.path)).problems == (f"{W}{UP!r} is all zeros",)
+    model.tensor(UP, dtype, (6, 4), zeros * 11 + zeros[: len(zeros) // 2] + b"\1" + bytes(len(zeros) // 2 - 1))
+    assert wg.inspect(str(model.path)).problems == ()
+
+
+def test_inspect_tells_a_config_of_another_model(model: Any) -> None:
+    import weightguard as wg
+
+    model.config(hidden_size=8)
+    said = f"{W}'{Q}' is [4, 4], {GIVES} 8 inputs (hidden_size 8){OTHER}, and 6 more like it"
+    assert wg.inspect(str(model.path)).problems == (said,)

@@ -23,11 +23,13 @@ from weightguard.checkpoint import (
     check_same,
     decoder_linears,
     in_scope,
+    is_known,
+    misfits,
     open_checkpoint,
     resolve,
 )
 from weightguard.checkpoint.adapter import base_tensors, lora_pairs
-from weightguard.errors import InputError, MismatchError, SystemFailure, UsageError
+from weightguard.errors import CheckpointError, InputError, MismatchError, SystemFailure, UsageError
 
 if TYPE_CHECKING:
     from weightguard.statistics.subspace import Direction
@@ -58,8 +60,11 @@ class Subject:
 
     @cached_property
     def named(self) -> dict[str, Linear]:
-        """The decoder linears by the on-disk names of the full model."""
-        return decoder_linears(self.model.config, self.model.tensors)
+        """The decoder linears by the on-disk names of the full model. Error: CheckpointError, also for their shapes."""
+        found = decoder_linears(self.model.config, self.model.tensors)
+        for misfit in misfits(self.model.config, found, self.model.tensors):
+            raise CheckpointError(str(misfit))
+        return found
 
     def default_target(self) -> str:
         return "delta" if self.aligned is not None else "weight"
@@ -121,6 +126,8 @@ def open_subject(
 ) -> Subject:
     """Resolve, open and pair. `search`: look for the aligned model where none is given. Errors name file or tensor."""
     subject = _tuned(reference, aligned, offline, search)
+    if is_known(subject.model.config):
+        _ = subject.named  # a config of another model is told now, before a library trips over it
     if unaligned is None:
         return subject
     before = open_checkpoint(_alone(resolve(unaligned, offline=offline)))

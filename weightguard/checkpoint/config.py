@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 
-from weightguard.checkpoint.naming import FAMILIES, WRAPPERS, sees
+from weightguard.checkpoint.naming import is_known, sees
 from weightguard.errors import CheckpointError
 
 # A key of each row, and of every part of a config, holds nothing (null) or what the row says.
@@ -30,12 +30,12 @@ ACTIVATIONS = (
 # of quantised weights, which are refused as such by whoever would edit them.
 _FLOAT = re.compile(r"(torch\.)?(float|float64|float32|float16|bfloat16|double|half|float[468]_\w+)|auto", re.ASCII)
 # Attention over a latent space has head sizes of its own.
-_LATENT = ("kv_lora_rank", "qk_nope_head_dim")
+LATENT = ("kv_lora_rank", "qk_nope_head_dim")
 
 
 def check_config(config: dict) -> None:
     """Refuse a config.json of a known architecture that holds what no model can have. Error: CheckpointError."""
-    if config.get("model_type") not in (*FAMILIES, *WRAPPERS):
+    if not is_known(config):
         return  # refused by name where it matters; an architecture of which nothing is known may mean anything
     if config.get("text_config") is not None and not sees(config):
         _refuse("text_config", config["text_config"], f"a {config['model_type']} has no language model in it")
@@ -65,7 +65,7 @@ def _parts(config: dict) -> Iterator[tuple[str, dict]]:
 
 def _check_heads(place: str, part: dict) -> None:
     hidden, heads, groups = (size_of(part, *keys) for keys in (HIDDEN, HEADS, ("num_key_value_heads",)))
-    if heads and hidden and hidden % heads and size_of(part, "head_dim", *_LATENT) is None:
+    if heads and hidden and hidden % heads and size_of(part, "head_dim", *LATENT) is None:
         key = next(key for key in HEADS if part.get(key) is not None)
         _refuse(place + key, heads, f"it must divide the hidden size, {hidden}")
     if heads and groups and heads % groups:
