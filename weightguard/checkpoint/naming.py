@@ -271,8 +271,7 @@ def _matrices(info: TensorInfo) -> list[TensorInfo]:
         return [info]
     count, size = info.shape[0], info.nbytes // info.shape[0]
     return [
-        dataclasses.replace(
-            info,
+        info._replace(
             name=f"{info.name}#{at}",
             shape=info.shape[1:],
             start=info.start + at * size,
