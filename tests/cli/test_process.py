@@ -116,7 +116,7 @@ def test_a_reader_that_goes_away(more: list[str], place: Any) -> None:
 def test_a_full_standard_output(place: Any) -> None:
     with open("/dev/full", "w") as full:
         ended = place.process("inspect", "tuned", stdout=full, stderr=subprocess.PIPE)
-    assert ended.returncode == 5 and lines(ended) == ["weightguard: No space left on device"]
+    assert ended.returncode == 5 and lines(ended) == ["weightguard: standard output: No space left on device"]
 
 
 @pytest.mark.parametrize(

@@ -105,12 +105,19 @@ def _usage(error: click.ClickException) -> int:
 
 
 def _os_words(error: OSError) -> str:
-    if isinstance(error, BrokenPipeError):
-        # Whoever read stdout is gone; keep the interpreter from failing again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if not _of_stdout(error):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    # Keep the interpreter from failing again when it flushes.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if isinstance(error, BrokenPipeError):  # whoever read it is gone
         return "standard output was closed before all of the result was shown"
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}"
+    return f"standard output: {error.strerror}"
+
+
+def _of_stdout(error: OSError) -> bool:
+    """Whether it came of showing the result: such an error names no file, and click or `main` were at work."""
+    places = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, BrokenPipeError) or (not error.filename and places[-1:] in (["click.utils"], [__name__]))
 
 
 def _log(error: BaseException) -> str:

@@ -17,6 +17,13 @@ Command = Callable[..., Any]
 _COMMON = ("strength",)
 
 
+def named(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A place to write to, which an empty name is not: as a path that would be the current directory."""
+    if value == "":
+        raise click.UsageError(f"{parameter.opts[0]}: the output path is empty")
+    return value
+
+
 def running(command: Command) -> Command:
     """How models are run."""
     for decorate in (
