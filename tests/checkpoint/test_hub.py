@@ -93,6 +93,15 @@ def test_hub_id(asked: list, ref: str, question: tuple, offline: bool) -> None:
     assert found.label == str(found) == f"{question[0]}@0123456789ab" and found.directory.name == COMMIT
 
 
+def test_a_name_in_a_directory_that_is_there_is_no_hub_id(asked: list, tmp_path: Path) -> None:
+    """A typing error is told at once; with a revision it is the hub that is meant, whatever lies here."""
+    directory(tmp_path / "models" / "tuned", "config.json")
+    hint = "no such directory in models, which is one; for a repository of the hub give models/tunde@main"
+    assert refusal("models/tunde") == f"models/tunde: {hint}" and not asked
+    assert resolve("models/tuned").directory == Path("models/tuned") and not asked
+    assert resolve("models/tunde@main").repo == "models/tunde" and asked == [("models/tunde", "main", False)]
+
+
 @pytest.mark.parametrize("ref", [*LIKE_PATHS, *NO_NAMES, *NO_PAIRS])
 def test_not_there(asked: list, ref: str) -> None:
     said = refusal(ref)

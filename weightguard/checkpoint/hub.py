@@ -91,6 +91,11 @@ def _one(ref: str, offline: bool, kind: Kind) -> Resolved:
         found = Resolved(path, None, None, shown(ref))
     else:
         repo, revision = _hub_id(ref) or _refuse(ref)
+        if revision is None and "/" in ref and os.path.isdir(os.path.dirname(ref)):
+            raise CheckpointError(
+                f"{ref}: no such directory in {os.path.dirname(ref)}, which is one; for a repository of the hub give "
+                f"{ref}@main"
+            )
         path = download.snapshot(repo, revision, offline=offline)
         if not _COMMIT.fullmatch(path.name):
             raise SystemFailure(f"{ref}: the hub cache names no commit ({path.name}); delete that snapshot")

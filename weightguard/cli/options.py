@@ -47,7 +47,10 @@ def running(command: Command) -> Command:
 
 def memory(command: Command) -> Command:
     """How much memory is used, for commands that run and repair a model part by part."""
-    text = "Keep the memory of the process below this, 4GB for example; refused where one layer takes more."
+    text = (
+        "Keep the memory of the process below this, 4GB for example: all that it allocates is counted, Python and its "
+        "libraries too (about 0.2 GB), but not files that are mapped; refused where the largest piece does not fit."
+    )
     return click.option("--max-memory", metavar="SIZE", help=text)(command)
 
 
