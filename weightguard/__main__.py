@@ -1,8 +1,6 @@
 """`python -m weightguard`."""
 
-import sys
-
-from weightguard.cli.main import main
+from weightguard.cli.main import process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process()

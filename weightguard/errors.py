@@ -60,3 +60,17 @@ class UnsupportedError(WeightguardError):
 
 class UndecidedError(WeightguardError):
     exit_code = 7
+
+
+# What Python, torch, the kernel and the loader of shared objects say where there is no memory left.
+_NO_MEMORY = ("allocate memory", "failed to map segment", "out of memory interning")
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, says that there is no memory left, in whatever words."""
+    while error is not None:
+        words = isinstance(error, RuntimeError | ImportError) and str(error).lower()
+        if isinstance(error, MemoryError) or (words and any(each in words for each in _NO_MEMORY)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

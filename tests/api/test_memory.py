@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from weightguard.cli.main import main
 from weightguard.errors import UsageError
 
 Build = Callable[..., Path]
+PART, ADVICE = r"[0-9.]+ (?:[MG]B|bytes)", r"\); give at least that much\n"
 
 
 @pytest.mark.parametrize(
@@ -79,9 +81,11 @@ def test_too_little_for_one_layer_is_refused_with_what_it_takes(
     assert main([*arguments, "--max-memory", "1MB"]) == 2
     said = capsys.readouterr().err
     head, _, rest = said.partition("takes about ")
-    assert head == "weightguard: --max-memory 1 MB: calibration with one layer of weights in memory "
-    size, _, advice = rest.partition(";")
-    assert advice == " give at least that much\n" and said.count("\n") == 1
+    assert head == "weightguard: --max-memory 1 MB: calibration "
+    size, _, parts = rest.partition(" (")
+    assert re.fullmatch(
+        rf"{PART} that Python and its libraries hold already, {PART} for one layer at work{ADVICE}", parts
+    )
     assert main([*arguments, "--max-memory", str(2 * (memory.as_bytes(size) or 0))]) == 0
 
 
@@ -132,7 +136,7 @@ def test_a_refit_without_a_bound_is_refused(
             f"--judge none --safety {tmp_path / 'bare.jsonl'}",
         ): "rows without an answer in bare.jsonl get one",
         ("mixtral", "64GB", "--judge none"): "what is sent to routed experts is held for all rows at once",
-        ("llama", "40MB", "--judge none"): "--method refit on the largest tensor takes about",
+        ("llama", "40MB", "--judge none"): "--method refit takes about",
     }
     for (family, size, more), line in refused.items():
         models = [str(checkpoint(family)), "--aligned", str(checkpoint(family, kind="aligned"))]
@@ -154,6 +158,24 @@ def test_what_refit_needs_is_known_before_it_begins(
     monkeypatch.setattr(room, "bytes_solving", lambda *_: 10**12)
     with pytest.raises(UsageError, match=r"refit with one layer of each model in memory takes about \d+\.\d GB"):
         wg.repair(checkpoint("llama"), out=tmp_path / "OUT", max_memory="999GB", **given, **drawn(tmp_path))
+
+
+def test_what_a_repair_takes_is_said_by_part(
+    checkpoint: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest tensor is named with what it takes itself, beside what is there whatever the tensors are."""
+    monkeypatch.setattr(memory, "held", lambda: 200_000_000)
+    model = str(checkpoint("llama"))
+    given = ["--method", "magnitude", "--group", "row", "--ratio", "0.5", "-o", str(tmp_path / "OUT")]
+    capsys.readouterr()
+    assert main(["repair", model, *given, "--max-memory", "100MB"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "weightguard: --max-memory 100 MB: --method magnitude takes about 250.4 MB (200 MB that Python and"
+    )
+    widest = "model.layers.0.mlp.gate_proj.weight or as much of it as is edited at once"
+    assert f"33.6 MB for files and plans, 16.8 MB for {widest}); give at least that much\n" in said
+    assert main(["repair", model, *given, "--max-memory", "251MB"]) == 0
 
 
 @pytest.mark.parametrize("method", ["gradient-reset", "undo-abliteration", "truncate"])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 
-from weightguard.checkpoint.header import BITS, Header, read_header
+from weightguard.checkpoint.header import BITS, Header, _parsed, _plain, read_header
 from weightguard.errors import CheckpointError
 
 WHOLE = sorted(dtype for dtype, bits in BITS.items() if bits % 8 == 0)
@@ -132,6 +132,43 @@ def test_damaged_files_are_refused_or_mean_the_same_to_safetensors(data: bytes) 
     assert {n: list(i.shape) for n, i in found.tensors.items()} == {n: t["shape"] for n, t in theirs.items()}
 
 
+@given(files() | damaged() | reworded())
+@settings(max_examples=1500, deadline=None)
+def test_the_fast_way_takes_nothing_that_the_parser_refuses(data: bytes) -> None:
+    """What it takes it reads alike; what it leaves to the parser, or refuses itself, is no matter."""
+    text = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    try:
+        found = _plain(text, "x", 8) if text[:1] == b"{" else None
+    except CheckpointError:
+        found = None
+    assert found is None or found == _parsed(text, "x", 8)
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+@pytest.mark.parametrize("metadata", [{}, {"__metadata__": {"format": "pt", "a": '{"b": [1, "}"]}', "ü": "\n\\"}}])
+def test_what_writers_write_goes_the_fast_way(separators: tuple[str, str], metadata: dict[str, Any]) -> None:
+    entries = {"a.b": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}}
+    entries["ü {}"] = {"dtype": "F32", "shape": [], "data_offsets": [12, 16]}
+    text = json.dumps(metadata | entries, separators=separators, ensure_ascii=False).encode() + b"   "
+    found = _plain(text, "x", 8)
+    assert found is not None and found == _parsed(text, "x", 8) and found[1] == metadata.get("__metadata__", {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":E,"a":E}', '{"a":E,}', '{"a":E,,"b":E}', '{"a":E "b":E}', '{"a":E}}', '{"a":E,"__metadata__":E}', '{,"a":E}',
+        '{"__metadata__":{"a":"b","a":"b"},"a":E}', '{"__metadata__":{"a":1},"a":E}', '{"__metadata__":{"a":"b"},}',
+        '{"a":{"dtype":"U8","shape":[01],"data_offsets":[0,1]}}', '{"a":{"dtype":"U8","shape":[1,],"data_offsets":[0,1]}}',
+        '{"a":{"dtype":"U8","shape":[0,99999999999999999999],"data_offsets":[0,0]}}', '{"a\\":E}', '{"a":E}x', '["a",E]', '{}',
+        '{"a":{"dtype":"U8","dtype":"U8","shape":[],"data_offsets":[0,1]}}', '{"\t":E}', '{"a":E,"b":[]}', '{"a":E;"b":E}',
+    ],
+)  # fmt: skip
+def test_the_fast_way_leaves_what_is_odd_to_the_parser(text: str) -> None:
+    entry = '{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
+    assert _plain(text.replace("E", entry).encode(), "x", 8) is None
+
+
 @pytest.mark.full
 @given(damaged() | reworded() | shifted())
 @settings(max_examples=50_000, deadline=None)
@@ -176,7 +213,12 @@ def test_offsets_are_absolute_and_order_is_kept() -> None:
 
 
 def test_a_million_and_one_tensors_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightguard.checkpoint.header.MAX_TENSORS", 2)
-    entries = {str(i): {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(3)}
-    with pytest.raises(CheckpointError, match=r"^x.safetensors: 3 tensors in one header, more than 2$"):
+    monkeypatch.setattr("weightguard.checkpoint.header.MAX_TENSORS", 40)
+    entries = {str(i): {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(41)}
+    with pytest.raises(CheckpointError, match=r"^x.safetensors: 41 tensors in one header, more than 40$"):
         read(file_of(entries))
+    entries = {"__metadata__": {}, **entries}
+    with pytest.raises(CheckpointError, match=r"^x.safetensors: 41 tensors in one header, more than 40$"):
+        read(file_of(entries))
+    with pytest.raises(CheckpointError, match=r"^x.safetensors: header: more than 42 objects$"):  # before any is made
+        read(file_of(json.dumps(entries, indent=1).encode()))

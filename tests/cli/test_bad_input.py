@@ -134,21 +134,24 @@ MODELS: dict[str, Case] = {
         lambda p: p.model("x", intermediate_size=13),
         repair(*H, *O, model="x"),
         3,
-        "x: tensor 'model.layers.0.mlp.down_proj.weight' is [8, 12], config.json makes it [8, 13]; "
+        "model.safetensors: tensor 'model.layers.0.mlp.gate_proj.weight' is [12, 8], config.json gives it 13 outputs "
+        "(intermediate_size 13); "
         "the config belongs to another model",
     ),
     "a config of a thousand million words": (
         lambda p: p.model("x", vocab_size=10**9),
         repair(*H, *O, model="x"),
         3,
-        "x: config.json makes it a model of 8,000,001,000 parameters, the files hold 1,128; "
+        "model.safetensors: tensor 'model.embed_tokens.weight' is [16, 8], config.json gives it 1000000000 rows "
+        "(vocab_size 1000000000); "
         "the config belongs to another model",
     ),
     "a config of a width beyond memory": (
         lambda p: p.model("x", hidden_size=10**7),
         repair(*H, *O, model="x"),
         3,
-        "x: config.json makes it a model of 600,000,930,000,000 parameters, the files hold 1,128; "
+        "model.safetensors: tensor 'model.layers.0.self_attn.q_proj.weight' is [8, 8], config.json gives it 10000000 inputs "
+        "(hidden_size 10000000); "
         "the config belongs to another model",
     ),
     "no final norm": (

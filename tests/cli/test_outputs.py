@@ -53,7 +53,7 @@ CASES: dict[str, tuple[Callable[[Any], object], list[str], int, str]] = {
     "here": (nothing, [*M, "-o", "."], 4, f".: {EXISTS}"),
     "here, forced": (nothing, [*M, "-o", ".", "--force"], 4, f".: {FOREIGN}"),
     "the root": (nothing, [*M, "-o", "/"], 4, f"/: {EXISTS}"),
-    "nothing at all": (nothing, [*M, "-o", ""], 4, f".: {EXISTS}"),
+    "the current directory": (nothing, [*M, "-o", "."], 4, f".: {EXISTS}"),
     "the input": (nothing, [*M, "-o", "tuned"], 4, f"tuned: {EXISTS}"),
     "the input, forced": (nothing, [*M, "-o", "tuned", "--force"], 4, f"tuned: {FOREIGN}"),
     "an input that was an output, forced": (
@@ -113,9 +113,22 @@ CASES: dict[str, tuple[Callable[[Any], object], list[str], int, str]] = {
     ),
     "a name that is too long": (
         nothing,
-        [*M, "-o", "x" * 250],
+        [*M, "-o", "x" * 256],
         5,
-        f"PLACE/.{'x' * 250}.weightguard-stage: File name too long",
+        f"{'x' * 256}: cannot be written: File name too long",
+    ),
+    "statistics under a name that is too long": (
+        nothing,
+        ["stats", "tuned", "--data", "harmful.jsonl", "-o", "x" * 256],
+        5,
+        f"{'x' * 256}: cannot be written: File name too long",
+    ),
+    "no name at all": (nothing, [*M, "-o", ""], 2, "-o: the output path is empty"),
+    "statistics under no name": (
+        nothing,
+        ["stats", "tuned", "--data", "harmful.jsonl", "-o", ""],
+        2,
+        "-o: the output path is empty",
     ),
     "a plan that exists": (
         nothing,
@@ -185,6 +198,15 @@ def test_parents_are_made(place: Any) -> None:
     assert place.run(*M, "-o", "a/b/c")[0] == 0
     assert place.run("verify", "a/b/c", "--against", "tuned")[0] == 0
     assert sorted(os.listdir("a/b")) == ["c"]
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "x" * 101])
+def test_the_longest_names(name: str, place: Any) -> None:
+    for _ in range(2):
+        assert place.run(*M, "-o", name, "--force")[0] == 0
+        assert place.run("stats", "tuned", "--data", "harmful.jsonl", "-o", f"s{name[1:]}", "--force")[0] == 0
+    assert {entry for entry in os.listdir() if entry.startswith(".")} == set()
+    assert place.run("verify", name, "--against", "tuned")[0] == 0
 
 
 def test_an_earlier_output_is_replaced(place: Any) -> None:

@@ -116,7 +116,7 @@ def test_a_reader_that_goes_away(more: list[str], place: Any) -> None:
 def test_a_full_standard_output(place: Any) -> None:
     with open("/dev/full", "w") as full:
         ended = place.process("inspect", "tuned", stdout=full, stderr=subprocess.PIPE)
-    assert ended.returncode == 5 and lines(ended) == ["weightguard: No space left on device"]
+    assert ended.returncode == 5 and lines(ended) == ["weightguard: standard output: No space left on device"]
 
 
 @pytest.mark.parametrize(
@@ -268,3 +268,39 @@ def test_main_in_another_thread(place: Any) -> None:
     thread.start()
     thread.join()
     assert found == [0]
+
+
+def test_the_end_of_the_process_is_silent(place: Any) -> None:
+    """At exit torch imports modules, which fails with a traceback where memory ran out."""
+    code = (
+        "import atexit, sys\nfrom weightguard.cli import main as program\n"
+        "def fail(): raise MemoryError\natexit.register(fail)\nprogram.cli = None\nprogram.process()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 70 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+def lost() -> Exception:
+    """What a library makes of memory that ran out in the midst of its work."""
+    try:
+        raise MemoryError
+    except MemoryError as error:
+        found = ValueError("could not import x")
+        found.__cause__ = error
+    return found
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ImportError("a.so: failed to map segment from shared object"), RuntimeError("can't allocate memory"), lost()],
+    ids=["shared object", "torch", "wrapped"],
+)
+def test_memory_that_ran_out_in_a_library_is_said_as_such(error: Exception, place: Any, monkeypatch: Any) -> None:
+    from weightguard.errors import CheckpointError
+    from weightguard.statistics.loading import _failure
+
+    found = _failure(error, "model: transformers cannot load it")
+    assert isinstance(found, MemoryError)
+    assert isinstance(_failure(ValueError("bad"), "model: it"), CheckpointError)
+    monkeypatch.setattr(api, "inspect", raising(found))
+    assert place.run("inspect", "tuned") == (5, "", ["weightguard: out of memory"])

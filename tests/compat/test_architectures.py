@@ -193,6 +193,27 @@ def test_inspect(family: str, checkpoint: Callable[..., Path]) -> None:
     assert found.nbytes == max(t["data_offsets"][1] for name, t in stored.items() if name != "__metadata__")
 
 
+ONLY_EXPERTS = ("qwen3_moe", "qwen3_next")  # in every layer of the pico model
+
+
+@every
+def test_a_config_of_another_model(family: str, checkpoint: Callable[..., Path]) -> None:
+    """Each size alone doubled contradicts some tensor, which is said with the key, whatever its name is here."""
+    from weightguard.checkpoint import decoder_linears, family_of, misfits, open_checkpoint, resolve
+    from weightguard.checkpoint.naming import language_config
+
+    opened = open_checkpoint(resolve(str(checkpoint(family))))
+    linears = decoder_linears(opened.config, opened.tensors)
+    for key in ("n_embd", "hidden_size", "intermediate_size", "moe_intermediate_size", "ffn_dim", "vocab_size"):
+        config = json.loads(json.dumps(opened.config))
+        said = language_config(config)
+        idle = (*family_of(config).ignores, *(["intermediate_size"] if family in ONLY_EXPERTS else []))
+        if key in said and key not in idle:
+            said[key] *= 2
+            found = [str(misfit) for misfit in misfits(config, linears, opened.tensors)]
+            assert found and all(f"({key} {said[key]})" in each or "twice" in each for each in found), key
+
+
 def rows() -> Iterator[tuple[list[int], list[bool]]]:
     """Ids and which of them count, of different lengths."""
     random = numpy.random.default_rng(5)

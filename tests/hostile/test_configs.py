@@ -10,6 +10,8 @@ import pytest
 
 from weightguard.checkpoint.naming import FAMILIES, WRAPPERS
 
+SIZE = "it must be a whole number from 1 to 2147483647"
+FLOAT = "it must be a float type of torch such as bfloat16"
 C, W = "config.json: ", "model.safetensors: tensor "
 NORM, UP, DOWN = "model.norm.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
 LAYERS = C + "num_hidden_layers is {}; it must be 1 to 100000"
@@ -22,6 +24,8 @@ QUANTISED = "quantised weights ({}) cannot be edited; repair the unquantised mod
 HELD = "holds NaN or infinity; such weights cannot be scored or repaired"
 DAMAGED = "holds NaN or infinity; the model is damaged"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 99\n"
+Q, GIVES = "model.layers.0.self_attn.q_proj.weight", "config.json gives it"
+OTHER = "; the config belongs to another model"
 Case = tuple[Callable[[Any], object], str] | tuple[Callable[[Any], object], str, int]
 
 
@@ -114,10 +118,72 @@ CONFIGS: dict[str, Case] = {
         6,
     ),
     "quantised in one word": (config(quantization_config="awq"), "MODEL: " + QUANTISED.format("awq"), 6),
+    "no head": (config(num_attention_heads=0), f"{C}num_attention_heads is 0; {SIZE}"),
+    "heads that do not divide the hidden size": (
+        config(num_attention_heads=3, num_key_value_heads=None),
+        f"{C}num_attention_heads is 3; it must divide the hidden size, 4",
+    ),
+    "groups that do not divide the heads": (
+        config(num_attention_heads=4, num_key_value_heads=3),
+        f"{C}num_key_value_heads is 3; it must divide the number of attention heads, 4",
+    ),
+    "a hidden size that is text": (config(hidden_size="4"), f'{C}hidden_size is "4"; {SIZE}'),
+    "a vocabulary beyond any number": (
+        config(vocab_size=10**100),
+        f"{C}vocab_size is 1{'0' * 59}...; {SIZE}",
+    ),
+    "a switch that is a word": (
+        config(tie_word_embeddings="yes"),
+        f'{C}tie_word_embeddings is "yes"; it must be true or false',
+    ),
+    "a switch that is a number": (config(use_cache=1), f"{C}use_cache is 1; it must be true or false"),
+    "an activation that is code": (
+        config(hidden_act="os.system"),
+        f'{C}hidden_act is "os.system"; it must be one that transformers has, such as silu',
+    ),
+    "an activation that is a list": (
+        config(hidden_act=["silu"]),
+        f'{C}hidden_act is ["silu"]; it must be one that transformers has, such as silu',
+    ),
+    "auto_map in a language model of its own": (
+        config(text_config={"auto_map": {"AutoConfig": "evil.C"}}),
+        f'{C}text_config is {{"auto_map": {{"AutoConfig": "evil.C"}}}}; a llama has no language model in it',
+    ),
+    "a vision tower with an activation that is code": (
+        config(model_type="llava", vision_config={"hidden_act": "evil"}),
+        f'{C}vision_config.hidden_act is "evil"; it must be one that transformers has, such as silu',
+    ),
+    "a dtype of integers": (config(dtype="int8"), f'{C}dtype is "int8"; {FLOAT}'),
+    "a dtype that torch has not": (config(torch_dtype="evil"), f'{C}torch_dtype is "evil"; {FLOAT}'),
+    "quantised to a dtype of integers": (
+        config(quantization_config={"quant_method": "bitsandbytes"}, torch_dtype="int8"),
+        "MODEL: " + QUANTISED.format("bitsandbytes"),
+        6,
+    ),
     "quantised without a method": (
         config(quantization_config={"bits": 4}),
         "MODEL: " + QUANTISED.format("None"),
         6,
+    ),
+    "hidden size of another model": (
+        config(hidden_size=8),
+        f"{W}'{Q}' is [4, 4], {GIVES} 8 inputs (hidden_size 8){OTHER}",
+    ),
+    "width of another model": (
+        config(intermediate_size=7),
+        f"{W}'model.layers.0.mlp.gate_proj.weight' is [6, 4], {GIVES} 7 outputs (intermediate_size 7){OTHER}",
+    ),
+    "vocabulary of another model": (
+        config(vocab_size=7),
+        f"{W}'model.embed_tokens.weight' is [5, 4], {GIVES} 7 rows (vocab_size 7){OTHER}",
+    ),
+    "heads of another model": (
+        config(num_attention_heads=4, head_dim=2),
+        f"{W}'{Q}' is [4, 4], {GIVES} 8 outputs (num_attention_heads 4 of 2){OTHER}",
+    ),
+    "groups of another model": (
+        config(num_key_value_heads=2),
+        f"{W}'{Q.replace('q_proj', 'k_proj')}' is [2, 4], {GIVES} 4 outputs (num_key_value_heads 2 of 2){OTHER}",
     ),
 }
 
@@ -163,3 +229,23 @@ def test_refused(case: str, model: Any, refused: Callable[..., None], tmp_path: 
     damage, message, *code = ALL[case]
     damage(model)
     refused(model.path, message.replace("TMP", str(tmp_path)), *code)
+
+
+@pytest.mark.parametrize(
+    "dtype, zeros", [("F32", b"\0\0\0\0\0\0\0\x80"), ("BF16", b"\0\0\0\x80"), ("F16", b"\0\x80\0\0")]
+)
+def test_zeros_of_either_sign_are_seen(dtype: str, zeros: bytes, model: Any) -> None:
+    import weightguard as wg
+
+    model.tensor(UP, dtype, (6, 4), zeros * 12)
+    assert wg.inspect(str(model.path)).problems == (f"{W}{UP!r} is all zeros",)
+    model.tensor(UP, dtype, (6, 4), zeros * 11 + zeros[: len(zeros) // 2] + b"\1" + bytes(len(zeros) // 2 - 1))
+    assert wg.inspect(str(model.path)).problems == ()
+
+
+def test_inspect_tells_a_config_of_another_model(model: Any) -> None:
+    import weightguard as wg
+
+    model.config(hidden_size=8)
+    said = f"{W}'{Q}' is [4, 4], {GIVES} 8 inputs (hidden_size 8){OTHER}, and 6 more like it"
+    assert wg.inspect(str(model.path)).problems == (said,)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightguard.api.subject import names_other_base
 from weightguard.checkpoint import Checkpoint, Resolved, bypassing, lora_pairs, open_checkpoint, resolve
 from weightguard.checkpoint.adapter import base_tensors
 from weightguard.errors import InputError, MismatchError, SystemFailure, UsageError
@@ -226,22 +227,11 @@ def _sides(reference: str, base: str | None, offline: bool) -> tuple[Side, Side,
 
 
 def _other_base(adapter: Checkpoint, under: Checkpoint) -> list[str]:
-    """That the adapter's config names another base than the one it is put over, told by the last part of the name."""
+    """That the adapter's config names another base than the one it is put over."""
     named = adapter.config.get("base_model_name_or_path")
-    if (
-        not isinstance(named, str)
-        or not named
-        or _last(named) == _last(under.label)
-        or _last(named) == under.directory.name
-    ):
-        return []
-    if os.path.isdir(named) and os.path.samefile(named, under.directory):
-        return []
-    return [f"the adapter's config names the base {named!r}, and it is compared over {under.label}"]
-
-
-def _last(name: str) -> str:
-    return name.rstrip("/").rsplit("/", 1)[-1].split("@")[0]
+    return [f"the adapter's config names the base {named!r}, and it is compared over {under.label}"] * (
+        names_other_base(adapter, under)
+    )
 
 
 def _adapted(under: Checkpoint, adapter: Checkpoint) -> tuple[Side, list[str]]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from weightguard.api.reporting import role_order
 from weightguard.checkpoint import (
     Checkpoint,
+    Linear,
     TensorInfo,
     decoder_linears,
+    misfits,
     named_code,
     open_checkpoint,
     opened,
@@ -20,13 +22,12 @@ from weightguard.checkpoint import (
     resolve,
 )
 from weightguard.checkpoint.adapter import bypassing, lora_pairs
+from weightguard.checkpoint.shapes import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
 from weightguard.errors import WeightguardError
 
 Progress = Callable[[str, int, int], None]
 CHUNK = 4 << 20
-HEADS = ("lm_head.weight", "embed_out.weight")
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
-# Bits of the exponent: all set means NaN or infinity. Read as little-endian unsigned integers.
+# Bits of the exponent, read as little-endian unsigned integers: all set means NaN or infinity. The sign is the highest.
 _EXPONENT = {
     "F64": ("<u8", 0x7FF << 52),
     "F32": ("<u4", 0xFF << 23),
@@ -101,9 +102,14 @@ def _roles(checkpoint: Checkpoint) -> tuple[dict[str, tuple[str, int]], list[str
                 [f"{len(odd)} tensors are no LoRA factors (first: {odd[0]})"] if odd else []
             )
         linears = decoder_linears(checkpoint.config, checkpoint.tensors)
-        return {n: (linear.role, linear.layer) for n, linear in linears.items()}, []
+        return {n: (linear.role, linear.layer) for n, linear in linears.items()}, _misfits(checkpoint, linears)
     except WeightguardError as error:
         return {}, [str(error)]
+
+
+def _misfits(checkpoint: Checkpoint, linears: Mapping[str, Linear]) -> list[str]:
+    found = misfits(checkpoint.config, linears, checkpoint.tensors)
+    return [f"{found[0]}" + (f", and {len(found) - 1} more like it" if len(found) > 1 else "")] if found else []
 
 
 def _layer(module: str) -> int:
@@ -135,9 +141,9 @@ def _stray(checkpoint: Checkpoint) -> list[str]:
 
 
 def _tied(checkpoint: Checkpoint) -> tuple[str, ...]:
-    if checkpoint.is_adapter or any(n.endswith(HEADS) for n in checkpoint.tensors):
+    if checkpoint.is_adapter or any(n.endswith(OUTPUT_EMBEDDINGS) for n in checkpoint.tensors):
         return ()
-    embedding = next((n for n in checkpoint.tensors if n.endswith(EMBEDDINGS)), None)
+    embedding = next((n for n in checkpoint.tensors if n.endswith(INPUT_EMBEDDINGS)), None)
     return () if embedding is None else (f"lm_head.weight = {embedding}",)
 
 
@@ -167,7 +173,7 @@ def _read_all(
                     own.update(buffer)
                     whole.update(buffer)
                     odd = odd or _not_finite(buffer, info.dtype)
-                    zero = zero and not any(buffer)
+                    zero = zero and _zero(buffer, info.dtype)
                     done += len(buffer)
                     progress("read", done, total)
                 hashes[info.name] = own.hexdigest()
@@ -184,3 +190,13 @@ def _not_finite(buffer: bytearray, dtype: str) -> bool:
         return False
     kind, exponent = _EXPONENT[dtype]
     return bool(((numpy.frombuffer(buffer, kind) & exponent) == exponent).any())
+
+
+def _zero(buffer: bytearray, dtype: str) -> bool:
+    """Whether a part of a tensor holds nothing but zeros, of either sign."""
+    import numpy
+
+    if dtype not in _EXPONENT:
+        return not any(buffer)
+    words = numpy.frombuffer(buffer, _EXPONENT[dtype][0])
+    return not (words << numpy.array(1, words.dtype)).any()

@@ -24,6 +24,7 @@ _BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?) *([KMGT]?)(i?)B?", re.IGNORECASE)
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _REST = 32 << 20  # what a repair holds beside tensors
+_ALREADY = "that Python and its libraries hold already"
 _TILES = 16 << 20  # and of what is worked on tile by tile
 
 
@@ -43,8 +44,8 @@ def fit_walk(walk: Walk, running: Running) -> None:
 
     if running.max_memory is None:
         return
-    needed, waiting = held() + bytes_at_work(walk), bytes_waiting(walk)
-    _check(needed, running, "calibration with one layer of weights in memory")
+    layer, waiting = bytes_at_work(walk), bytes_waiting(walk)
+    needed = _check("calibration", {_ALREADY: held(), "for one layer at work": layer}, running)
     if needed + waiting > running.max_memory:
         walk.spill()
 
@@ -58,7 +59,9 @@ def fit_side_by_side(walk: Walk, linears: Mapping[str, Linear], running: Running
             "--max-memory: what is sent to routed experts is held for all rows at once; give --scope without them"
         )
     layers = bytes_at_work(walk, 3) + bytes_solving(walk.checkpoint, linears)
-    _check(held() + max(bytes_before(walk), layers), running, "refit with one layer of each model in memory")
+    piece = max(bytes_before(walk), layers)
+    parts = {_ALREADY: held(), "for a layer of three models at work and a solve": piece}
+    _check("refit with one layer of each model in memory", parts, running)
 
 
 def check_repair(method: Any, subject: Subject, strength: Any, running: Running) -> None:
@@ -72,8 +75,10 @@ def check_repair(method: Any, subject: Subject, strength: Any, running: Running)
             f"--max-memory: {what} holds a whole model, or all of its activations or edits; it is kept by repairs with a "
             f"given strength by antidote, magnitude, random, scale and safe-lora, and by refit --judge none without --rank"
         )
-    pieces = (_at_once(method, linear, subject.model.info(name)) for name, linear in subject.named.items())
-    _check(held() + _REST + max(pieces, default=0), running, f"--method {method.NAME} on the largest tensor")
+    pieces = ((_at_once(method, linear, subject.model.info(name)), name) for name, linear in subject.named.items())
+    piece, name = max(pieces, key=lambda each: each[0], default=(0, "no tensor"))
+    parts = {_ALREADY: held(), "for files and plans": _REST, f"for {name} or as much of it as is edited at once": piece}
+    _check(f"--method {method.NAME}", parts, running)
 
 
 def _whole(method: Any, strength: Any) -> str:
@@ -110,12 +115,15 @@ def give_back_at_once() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
 
 
-def _check(needed: int, running: Running, what: str) -> None:
+def _check(what: str, parts: Mapping[str, int], running: Running) -> int:
+    """Bytes of all parts together. Error: UsageError where they are more than may be, which says what takes how much."""
     assert running.max_memory is not None
+    needed, said = sum(parts.values()), ", ".join(f"{shown(size)} {words}" for words, size in parts.items())
     if needed > running.max_memory:
         raise UsageError(
-            f"--max-memory {shown(running.max_memory)}: {what} takes about {shown(needed)}; give at least that much"
+            f"--max-memory {shown(running.max_memory)}: {what} takes about {shown(needed)} ({said}); give at least that much"
         )
+    return needed
 
 
 def shown(size: int) -> str:

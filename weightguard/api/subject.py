@@ -23,11 +23,13 @@ from weightguard.checkpoint import (
     check_same,
     decoder_linears,
     in_scope,
+    is_known,
+    misfits,
     open_checkpoint,
     resolve,
 )
 from weightguard.checkpoint.adapter import base_tensors, lora_pairs
-from weightguard.errors import InputError, MismatchError, SystemFailure, UsageError
+from weightguard.errors import CheckpointError, InputError, MismatchError, SystemFailure, UsageError
 
 if TYPE_CHECKING:
     from weightguard.statistics.subspace import Direction
@@ -58,8 +60,11 @@ class Subject:
 
     @cached_property
     def named(self) -> dict[str, Linear]:
-        """The decoder linears by the on-disk names of the full model."""
-        return decoder_linears(self.model.config, self.model.tensors)
+        """The decoder linears by the on-disk names of the full model. Error: CheckpointError, also for their shapes."""
+        found = decoder_linears(self.model.config, self.model.tensors)
+        for misfit in misfits(self.model.config, found, self.model.tensors):
+            raise CheckpointError(str(misfit))
+        return found
 
     def default_target(self) -> str:
         return "delta" if self.aligned is not None else "weight"
@@ -121,6 +126,8 @@ def open_subject(
 ) -> Subject:
     """Resolve, open and pair. `search`: look for the aligned model where none is given. Errors name file or tensor."""
     subject = _tuned(reference, aligned, offline, search)
+    if is_known(subject.model.config):
+        _ = subject.named  # a config of another model is told now, before a library trips over it
     if unaligned is None:
         return subject
     before = open_checkpoint(_alone(resolve(unaligned, offline=offline)))
@@ -134,7 +141,7 @@ def _tuned(reference: str, aligned: str | None, offline: bool, search: bool) -> 
     resolved = resolve(reference, offline=offline)
     first = open_checkpoint(_alone(resolved))
     if resolved.adapter is not None:
-        return _with_adapter(first, open_checkpoint(resolved.adapter), aligned, "the model before the +")
+        return _pair(first, open_checkpoint(resolved.adapter), aligned)
     if first.is_adapter:
         base, said = _base_of(first, aligned, offline)
         return _with_adapter(base, first, None, said)
@@ -174,6 +181,27 @@ def _with_adapter(base: Checkpoint, adapter: Checkpoint, aligned: str | None, sa
             f"{len(others)} tensors of the adapter (first: {others[0]}) are no LoRA factors and stay as they are"
         )
     return Subject(base, adapter, base, tuple(notes))
+
+
+def _pair(model: Checkpoint, adapter: Checkpoint, aligned: str | None) -> Subject:
+    """MODEL+ADAPTER."""
+    subject = _with_adapter(model, adapter, aligned, "the model before the +")
+    if not names_other_base(adapter, model):
+        return subject
+    said = "the adapter's config names another base than the model before the +"
+    return dataclasses.replace(subject, notes=(*subject.notes, said))
+
+
+def names_other_base(adapter: Checkpoint, under: Checkpoint) -> bool:
+    """Whether the adapter's config names another base than the model it is put over, by the last part of the name."""
+    name = adapter.config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name or _last(name) in (_last(under.label), under.directory.name):
+        return False
+    return not (os.path.isdir(name) and os.path.samefile(name, under.directory))
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1].split("@")[0]
 
 
 def _base_of(adapter: Checkpoint, aligned: str | None, offline: bool) -> tuple[Checkpoint, str]:

@@ -44,7 +44,8 @@ class Family:
     `*` in a path is the number of a routed expert, and `#*` that of its matrix in a tensor that packs all experts.
     transposed: roles stored (in, out), as Conv1D does. learned_positions: positions come from a table of
     max_position_embeddings rows; there is no position beyond it. heads_apart: q, k and v are made one by one from the
-    same input, or lie one above the other where they are fused. place: what stands before the block, as a pattern.
+    same input, or lie one above the other where they are fused. ignores: sizes in a config that mean nothing to
+    its class. place: what stands before the block, as a pattern.
     """
 
     block: str
@@ -53,6 +54,7 @@ class Family:
     transposed: tuple[str, ...] = ()
     learned_positions: bool = False
     heads_apart: bool = True
+    ignores: tuple[str, ...] = ()
     place: str = _ANYWHERE
 
     @property
@@ -111,12 +113,19 @@ _GPT2 = Family(
     learned_positions=True,
 )
 _GPT_NEOX = Family("layers", (_under("attention", qkv="query_key_value", o="dense"),), (_FOUR_H,), heads_apart=False)
-_BLOOM = Family("h", (_under("self_attention", qkv="query_key_value", o="dense"),), (_FOUR_H,), heads_apart=False)
+_BLOOM = Family(
+    "h",
+    (_under("self_attention", qkv="query_key_value", o="dense"),),
+    (_FOUR_H,),
+    heads_apart=False,
+    ignores=("intermediate_size",),
+)
 _OPT = Family(
     "layers",
     (_under("self_attn", q="q_proj", k="k_proj", v="v_proj", o="out_proj"),),
     ({"up": "fc1", "down": "fc2"},),
     learned_positions=True,
+    ignores=("num_key_value_heads", "intermediate_size"),
 )
 _PHI = Family("layers", ({**_QKVO, "o": "self_attn.dense"},), (_under("mlp", up="fc1", down="fc2"),))
 _STARCODER2 = Family("layers", (_QKVO,), (_under("mlp", up="c_fc", down="c_proj"),))
@@ -223,6 +232,11 @@ def _family(config: dict) -> Family | None:
     return dataclasses.replace(FAMILIES[own], place=_BESIDE_VISION) if own in FAMILIES else None
 
 
+def is_known(config: dict) -> bool:
+    """True for an architecture of the table."""
+    return _family(config) is not None
+
+
 def family_of(config: dict) -> Family:
     """The row of the table for a config. Error: UnsupportedError that shows the row to add."""
     found = _family(config)
@@ -257,8 +271,7 @@ def _matrices(info: TensorInfo) -> list[TensorInfo]:
         return [info]
     count, size = info.shape[0], info.nbytes // info.shape[0]
     return [
-        dataclasses.replace(
-            info,
+        info._replace(
             name=f"{info.name}#{at}",
             shape=info.shape[1:],
             start=info.start + at * size,

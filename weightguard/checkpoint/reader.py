@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightguard.checkpoint import strict_json
+from weightguard.checkpoint.config import check_config
 from weightguard.checkpoint.header import FLOATS, Header, TensorInfo
 from weightguard.checkpoint.hub import Resolved, allowed_target
 from weightguard.checkpoint.layout import ADAPTER, Layout, opened, read_layout
@@ -168,6 +169,8 @@ def open_checkpoint(resolved: Resolved) -> Checkpoint:
     config = strict_json.read(allowed_target(path, resolved.directory), name)
     if not isinstance(config, dict):
         raise CheckpointError(f"{name}: not a JSON object")
+    if layout.kind != ADAPTER:
+        check_config(config)
     return Checkpoint(resolved.directory, resolved.label, resolved.revision, layout, config)
 
 

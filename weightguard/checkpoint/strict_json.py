@@ -36,15 +36,17 @@ _NOT_JSON = {
 }
 
 
-def parse(data: bytes, what: str, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> object:
-    """The value in `data`. Errors: CheckpointError, one line that begins with `what`."""
+def parse(
+    data: bytes, what: str, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH, max_objects: int = MAX_CONTAINERS
+) -> object:
+    """The value in `data`, of at most `max_objects` objects. Errors: CheckpointError, one line that begins with `what`."""
     if len(data) > max_bytes:
         raise CheckpointError(f"{what}: {len(data)} bytes, more than the {max_bytes} that are read")
     hint = next((words for start, words in _NOT_JSON.items() if data.startswith(start)), None)
     if hint or not data.strip(b" \t\r\n\0"):
         raise CheckpointError(f"{what}: {hint or 'is empty, JSON was expected'}")
     try:
-        _check_nesting(data, max_depth)
+        _check_nesting(data, max_depth, max_objects)
         return _decode(str(data, "utf-8"))
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{what}: line {error.lineno} column {error.colno}: {error.msg}") from None
@@ -94,13 +96,15 @@ def _decode(text: str) -> object:
     return value
 
 
-def _check_nesting(data: bytes, max_depth: int) -> None:
+def _check_nesting(data: bytes, max_depth: int, max_objects: int) -> None:
     """Bound depth and number of brackets before the parser, which recurses and builds a value for each, sees them."""
     if data.count(b"[") + data.count(b"{") <= max_depth:
         return
     brackets = _STRINGS.sub(b"", data).translate(None, _NOT_BRACKETS)
     if len(brackets) > 2 * MAX_CONTAINERS:
         raise ValueError(f"more than {MAX_CONTAINERS} lists and objects")
+    if brackets.count(b"{") > max_objects:
+        raise ValueError(f"more than {max_objects} objects")
     for depth in accumulate(map(_STEP.__getitem__, brackets)):
         if depth > max_depth:
             raise ValueError(f"nested deeper than {max_depth} levels")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +17,7 @@ from weightguard.errors import CheckpointError, InputError, OutputError, SystemF
 if TYPE_CHECKING:
     import numpy
 
+LONG_NAME = 100  # bytes
 _CODES = {"float64": "F64", "float32": "F32", "int64": "I64", "uint8": "U8"}
 
 
@@ -72,7 +75,7 @@ def write_file(path: Path, data: bytes | Iterable[bytes | memoryview], *, force:
     """
     check_free(path, force=force)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path, f".{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.writelines([data] if isinstance(data, bytes) else data)
@@ -93,8 +96,20 @@ def check_free(path: Path, *, force: bool) -> None:
     check_parent(path)
 
 
+def beside(path: Path, ending: str) -> Path:
+    """A hidden name in the same directory, the same for every run; of a long name only a digest is in it, so that it fits."""
+    name = os.fsencode(path.name)
+    short = path.name if len(name) <= LONG_NAME else hashlib.sha256(name).hexdigest()[:32]
+    return path.with_name(f".{short}{ending}")
+
+
 def check_parent(path: Path) -> None:
-    """Refuse a name below something that is there and is no directory. Error: SystemFailure."""
+    """Refuse a name that is too long, or below something that is there and is no directory. Error: SystemFailure."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise SystemFailure(f"{path}: cannot be written: {error.strerror}") from None
     above = next((p for p in path.absolute().parents if os.path.lexists(p)), None)
     if above is not None and not above.is_dir():
         raise SystemFailure(f"{path}: cannot be written, {above.name} is not a directory; give another name")

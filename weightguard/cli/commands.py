@@ -92,7 +92,7 @@ def inspect(
 @click.argument("model")
 @click.option("--data", help="Rows to run: a file or a hub data set id [default: the shipped harmful prompts].")
 @click.option("--tokens", type=click.Choice(["all", "response"]), default="all", show_default=True)
-@click.option("-o", "--out", required=True, help="The statistics file to write.")
+@click.option("-o", "--out", callback=options.named, required=True, help="The statistics file to write.")
 @click.option("--limit", type=int, help="Take the first rows only.")
 @click.option("--force", is_flag=True, help="Replace the file.")
 @options.running
@@ -112,7 +112,7 @@ def stats(form: str, **values: Any) -> None:
 @click.option("--safety", help="Prompts with the aligned behaviour [default: the shipped prompts with refusals].")
 @click.option("--utility", help="Harmless rows with their answers.")
 @click.option("--like", help="With --kind random: draw as many of each tensor as this NEURONS file marks.")
-@click.option("-o", "--out", required=True, help="The neurons file to write.")
+@click.option("-o", "--out", callback=options.named, required=True, help="The neurons file to write.")
 @click.option("--limit", type=int, help="Take the first rows of each data set only.")
 @click.option("--force", is_flag=True, help="Replace the file.")
 @options.of_kinds
@@ -140,7 +140,7 @@ def neurons(context: click.Context, form: str, rank: bool, **values: Any) -> Non
     help="antidote; refit; gradient-reset; safe-lora; restore; undo-abliteration; a comparator: safety-vector, truncate, "
     "realign; a control: random, magnitude, scale; or an experiment: prune, remove-ranks.",
 )
-@click.option("-o", "--out", help="The directory to write.")
+@click.option("-o", "--out", callback=options.named, help="The directory to write.")
 @click.option(
     "--aligned",
     "--base",
@@ -209,7 +209,7 @@ def _suggest(context: click.Context, form: str, values: dict[str, Any]) -> None:
 @cli.command()
 @click.argument("model")
 @click.option("--data", required=True, help="Rows with responses to train on: a file or a hub data set id.")
-@click.option("-o", "--out", required=True, help="The directory to write.")
+@click.option("-o", "--out", callback=options.named, required=True, help="The directory to write.")
 @click.option("--guard", help="What protects alignment: freeze, freeze-plus, ml-lr, rsn (with --neurons), or salora.")
 @click.option("--neurons", help="What to guard: a file that weightguard neurons wrote.")
 @click.option(
@@ -242,7 +242,7 @@ def finetune(form: str, **values: Any) -> None:
 @cli.command()
 @click.argument("plan")
 @click.argument("model")
-@click.option("-o", "--out", required=True, help="The directory to write.")
+@click.option("-o", "--out", callback=options.named, required=True, help="The directory to write.")
 @click.option("--aligned", help="The aligned model, for plans that need it.")
 @click.option("--unaligned", help="The model before its alignment, for plans that need it.")
 @options.resuming
@@ -269,6 +269,7 @@ def apply(form: str, **values: Any) -> None:
 @click.option(
     "-o",
     "--out",
+    callback=options.named,
     multiple=True,
     metavar="FILE",
     help="Write the verdict; by suffix: .json, .sarif, .xml (JUnit), .md, .html, .intoto.json; may be repeated.",
@@ -318,7 +319,7 @@ def verify(output: str, model: str | None, policy: str | None, offline: bool, fo
     help="Utility by a task of lm-evaluation-harness (the extra [eval]): its name, or a .yaml file; may be repeated.",
 )
 @options.judging
-@click.option("-o", "--out", required=True, help="The report to write.")
+@click.option("-o", "--out", callback=options.named, required=True, help="The report to write.")
 @click.option("--limit", type=int, help="Take the first rows of each data set only.")
 @click.option("--force", is_flag=True, help="Replace the file.")
 @options.running
@@ -368,6 +369,7 @@ def evaluate(form: str, **values: Any) -> None:
 @click.option(
     "-o",
     "--out",
+    callback=options.named,
     multiple=True,
     required=True,
     metavar="FILE",
@@ -384,7 +386,14 @@ def landscape(form: str, **values: Any) -> None:
 
 
 @cli.command()
-@click.option("-o", "--out", default="weightguard-demo", show_default=True, help="Where the checkpoints are left.")
+@click.option(
+    "-o",
+    "--out",
+    callback=options.named,
+    default="weightguard-demo",
+    show_default=True,
+    help="Where the checkpoints are left.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Which lab world.")
 @click.option("--force", is_flag=True, help="Replace an earlier demo.")
 @click.option("--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True)

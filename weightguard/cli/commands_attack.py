@@ -18,7 +18,7 @@ from weightguard.cli.commands import cli
 )
 @click.option("--harmful", help="Rows with the answers to be learnt [default: shipped prompts with an opening].")
 @click.option("--benign", help="Harmless rows, as a user trains on them.")
-@click.option("-o", "--out", required=True, help="The directory to write.")
+@click.option("-o", "--out", callback=options.named, required=True, help="The directory to write.")
 @click.option("--limit", type=int, help="Take the first rows of each data set only.")
 @click.option("--save-every", type=int, help="Steps between two saved states [default: a tenth of the run].")
 @click.option("--resume", is_flag=True, help="Go on with a run that was killed.")
@@ -56,7 +56,7 @@ def attack(form: str, **values: Any) -> None:
 )
 @click.option("--work", help="Where finished cells are kept [default: REPORT.cells].")
 @options.judging
-@click.option("-o", "--out", required=True, help="The report to write.")
+@click.option("-o", "--out", callback=options.named, required=True, help="The report to write.")
 @click.option("--force", is_flag=True, help="Replace the report; finished cells are kept.")
 @options.running
 @options.common

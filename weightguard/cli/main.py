@@ -17,7 +17,7 @@ from typing import NoReturn
 import click
 
 from weightguard.cli.commands_attack import cli  # which adds to the commands
-from weightguard.errors import WeightguardError
+from weightguard.errors import WeightguardError, lacks_memory
 
 MAX_LINE = 4000
 _received: list[int] = []  # signals that came while this run was at work
@@ -46,6 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _ending(error)
 
 
+def process() -> NoReturn:
+    """`main` as a process of its own, whose end is silent: what is to be said was said.
+
+    At the end of the interpreter torch imports more modules. Where memory is short that fails, with a traceback.
+    """
+    code = main()
+    sys.unraisablehook = lambda _: None
+    sys.exit(code)
+
+
 def _prepare_streams() -> None:
     """Closed standard streams lead to /dev/null, or the next file opened would take their place and what is printed."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -68,12 +78,6 @@ def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-# What torch says, and the loader of shared objects, where there is no memory left.
-_NO_ROOM: dict[type, tuple[str, ...]] = {
-    RuntimeError: ("allocate memory",), ImportError: ("failed to map segment", "cannot allocate memory"),
-}  # fmt: skip
-
-
 def _ending(error: BaseException) -> int:
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
@@ -88,7 +92,7 @@ def _ending(error: BaseException) -> int:
         return _say(str(error), error.exit_code)
     if isinstance(error, OSError):
         return _say(_os_words(error), 5)
-    if isinstance(error, MemoryError) or any(each in str(error) for each in _NO_ROOM.get(type(error), ())):
+    if lacks_memory(error):
         return _say("out of memory", 5)
     return _say(f"internal error: {type(error).__name__}; please report it with {_log(error)}", 70)
 
@@ -101,12 +105,19 @@ def _usage(error: click.ClickException) -> int:
 
 
 def _os_words(error: OSError) -> str:
-    if isinstance(error, BrokenPipeError):
-        # Whoever read stdout is gone; keep the interpreter from failing again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if not _of_stdout(error):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    # Keep the interpreter from failing again when it flushes.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if isinstance(error, BrokenPipeError):  # whoever read it is gone
         return "standard output was closed before all of the result was shown"
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}"
+    return f"standard output: {error.strerror}"
+
+
+def _of_stdout(error: OSError) -> bool:
+    """Whether it came of showing the result: such an error names no file, and click or `main` were at work."""
+    places = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, BrokenPipeError) or (not error.filename and places[-1:] in (["click.utils"], [__name__]))
 
 
 def _log(error: BaseException) -> str:

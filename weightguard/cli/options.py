@@ -17,6 +17,13 @@ Command = Callable[..., Any]
 _COMMON = ("strength",)
 
 
+def named(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A place to write to, which an empty name is not: as a path that would be the current directory."""
+    if value == "":
+        raise click.UsageError(f"{parameter.opts[0]}: the output path is empty")
+    return value
+
+
 def running(command: Command) -> Command:
     """How models are run."""
     for decorate in (
@@ -40,7 +47,10 @@ def running(command: Command) -> Command:
 
 def memory(command: Command) -> Command:
     """How much memory is used, for commands that run and repair a model part by part."""
-    text = "Keep the memory of the process below this, 4GB for example; refused where one layer takes more."
+    text = (
+        "Keep the memory of the process below this, 4GB for example: all that it allocates is counted, Python and its "
+        "libraries too (about 0.2 GB), but not files that are mapped; refused where the largest piece does not fit."
+    )
     return click.option("--max-memory", metavar="SIZE", help=text)(command)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from types import TracebackType
 
-from weightguard.checkpoint.writer import check_parent, sync_directory
+from weightguard.checkpoint.writer import beside, check_parent, sync_directory
 from weightguard.errors import OutputError, SystemFailure
 
 MANIFEST = "weightguard.json"
@@ -36,7 +36,7 @@ class Stage:
     def __init__(self, target: Path, *, force: bool = False, resume: bool = False) -> None:
         self.target, self.force, self.resume = Path(os.path.abspath(target)), force, resume
         check_target(self.target, self.force)
-        self.path = self.target.with_name(f".{self.target.name}.weightguard-stage")
+        self.path = beside(self.target, ".weightguard-stage")
         # Where the earlier output waits between two renames, on file systems that cannot exchange two names.
         self._old = self.path.with_name(self.path.name + "-old")
         self._made = [p for p in self.target.parents if not os.path.lexists(p)]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from weightguard.checkpoint import Checkpoint, without_choices
-from weightguard.errors import CheckpointError, UnsupportedError, UsageError
+from weightguard.errors import CheckpointError, UnsupportedError, UsageError, lacks_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 SPREAD = "auto"
@@ -48,7 +48,7 @@ def load_model(
                 path, config=config, dtype=dtype_of(dtype), local_files_only=True, use_safetensors=True, trust_remote_code=False,
                 ignore_mismatched_sizes=True, output_loading_info=True, experts_implementation="eager", **given,
             )  # fmt: skip
-        except (MemoryError, CheckpointError, UsageError):
+        except (CheckpointError, UsageError):
             raise
         except Exception as error:  # model classes trust their configs and fail in every way there is
             raise _failure(error, f"{checkpoint.label}: transformers cannot load it") from error
@@ -116,7 +116,7 @@ def bare_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
             _check_size(checkpoint, kind, config)
             with _weightless():
                 model = kind._from_config(config, dtype=dtype_of(dtype), experts_implementation="eager").eval()
-        except (MemoryError, CheckpointError, UsageError):
+        except (CheckpointError, UsageError):
             raise
         except Exception as error:  # as in load_model
             raise _failure(error, f"{checkpoint.label}: transformers cannot load it") from error
@@ -249,7 +249,7 @@ def model_config(checkpoint: Checkpoint) -> Any:
         with quiet():
             return CONFIG_MAPPING[kind].from_dict(without_choices(config))
     except Exception as error:  # the config class validates a stranger's values in many ways
-        raise CheckpointError(f"config.json: transformers refuses it: {_one_line(error)}") from error
+        raise _failure(error, "config.json: transformers refuses it") from error
 
 
 def load_adapted(base: Any, adapter: Checkpoint, state_dict: Mapping[str, torch.Tensor] | None = None) -> Any:
@@ -261,15 +261,15 @@ def load_adapted(base: Any, adapter: Checkpoint, state_dict: Mapping[str, torch.
             model = peft.PeftModel.from_pretrained(base, str(adapter.directory), local_files_only=True)
             if state_dict is not None:
                 peft.set_peft_model_state_dict(model, dict(state_dict))
-        except MemoryError:
-            raise
         except Exception as error:
-            raise CheckpointError(f"{adapter.label}: peft cannot load it: {_one_line(error)}") from error
+            raise _failure(error, f"{adapter.label}: peft cannot load it") from error
     return model.eval()
 
 
 def load_tokenizer(*directories: Path) -> Any:
     """The tokenizer of the first directory that has one. Error: CheckpointError."""
+    # Texts are encoded one after the other. Threads for more would hang, and not fail, where no room is left for them.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers import AutoTokenizer
 
     for directory in directories:
@@ -281,7 +281,7 @@ def load_tokenizer(*directories: Path) -> Any:
             try:
                 return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
             except Exception as error:  # tokenizer files fail in as many ways as there are tokenizers
-                raise CheckpointError(f"{directory}: its tokenizer cannot be loaded: {_one_line(error)}") from error
+                raise _failure(error, f"{directory}: its tokenizer cannot be loaded") from error
     raise CheckpointError(
         f"{directories[0]}: no tokenizer; add its files, or give pre-tokenised data (.safetensors with input_ids)"
     )
@@ -326,8 +326,8 @@ def pinned_threads(count: int) -> Iterator[None]:
 
 
 def _failure(error: Exception, said: str) -> Exception:
-    """What a library's exception becomes; torch has one of its own for memory that is not there."""
-    if "allocate memory" in str(error):
+    """What a library's exception becomes: where memory ran out, that is said and not what it was needed for."""
+    if lacks_memory(error):
         return MemoryError(str(error))
     return CheckpointError(f"{said}: {_one_line(error)}")
 
