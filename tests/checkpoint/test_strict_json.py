@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,16 @@ def test_read(tmp_path: Path) -> None:
         strict_json.read(path, max_bytes=5)
     with pytest.raises(CheckpointError, match=r"^x: 8 bytes, more than the 7 that are read$"):
         strict_json.parse(b'{"a": 1}', "x", max_bytes=7)
+
+
+def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_text("[1]")
+    tracemalloc.start()
+    try:
+        assert strict_json.read(tmp_path / "f.json") == [1]
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_read_refuses_what_is_not_a_file(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def read(path: Path, what: str | None = None, *, max_bytes: int = MAX_BYTES, max
         if status.st_size > max_bytes:
             raise CheckpointError(f"{what}: {status.st_size} bytes, more than the {max_bytes} that are read")
         with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(max_bytes + 1)
+            data = file.read(status.st_size + 1)  # room is made for all that is asked for, not for what comes
     except OSError as error:
         raise SystemFailure(f"{what}: cannot be read: {error.strerror}") from None
     finally:

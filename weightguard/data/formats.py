@@ -21,6 +21,7 @@ from weightguard.errors import DataError, SystemFailure, UsageError
 
 LINE_LIMIT = 16 * 2**20
 JSON_LIMIT = 2**30
+_PIECE = 1 << 20
 DEPTH_LIMIT = 64
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 PACKED = (".jsonl.gz", ".json.gz")
@@ -119,7 +120,9 @@ def _read_jsonl(stream: BufferedIOBase, name: str) -> Iterator[Record]:
 
 
 def _read_json(stream: BufferedIOBase, name: str) -> Iterator[Record]:
-    raw = stream.read(JSON_LIMIT + 1)
+    raw = b""
+    while len(raw) <= JSON_LIMIT and (piece := stream.read(max(_PIECE, len(raw)))):
+        raw += piece  # in pieces: a read makes room for all that it is asked for
     if len(raw) > JSON_LIMIT:
         raise DataError(f"{name}: over 1 GB in one JSON value; write it as .jsonl, one object a line")
     text = _decoded(raw, name, 1)
