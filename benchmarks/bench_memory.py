@@ -4,8 +4,8 @@
     python benchmarks/bench_memory.py --smoke    # half a minute, 1 GB
     python benchmarks/bench_memory.py --wide     # every edited tensor larger than the limit; 4 GB of disk
 
-The rows of a table share a process, but for the first and refit, which has twice the limit: it holds a layer of each of three
-models and solves in float64. RLIMIT_DATA is what it held after its imports, the limit, and 48 MB
+Every row is a process of its own (--wide: they share one). Refit has twice the limit: it holds a layer of each of three models
+and solves in float64. RLIMIT_DATA is what it held after its imports, the limit, and 48 MB
 of addresses for the stacks of threads, which are counted though nobody touches them; --max-memory says the same to
 weightguard. Memory is the peak of anonymous memory above what the imports left. The last column says whether statistics
 and repaired weights are the bytes that come from the whole model in memory (safe-lora: from the same without a limit;
@@ -38,8 +38,8 @@ ROWS = {
     "antidote": "antidote, delta, per row 0.25",
     "safe-lora": "safe-lora, published C, every o",
     "verify": "verify the antidote",
-    "refit": "refit, every down, twice the limit",
     "verify-lora": "verify the safe-lora",
+    "refit": "refit, every down, twice the limit",
 }
 WIDE_ROWS = {
     "by-row": "magnitude, delta, per row 0.25",
@@ -258,12 +258,7 @@ def report(
         if wide:
             found, same = measured([*WIDE_ROWS], root, limit), same_in_one_piece(root)
         else:
-            together = [row for row in ROWS if row not in ("whole", "refit")]
-            found = (
-                measured(["whole"], root, limit)
-                + measured(together, root, limit)
-                + measured(["refit"], root, 2 * limit)
-            )
+            found = [line for row in ROWS for line in measured([row], root, limit * (2 if row == "refit" else 1))]
             same = same_as_whole(root)
     finally:
         shutil.rmtree(root)

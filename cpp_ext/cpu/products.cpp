@@ -1,6 +1,7 @@
 // Products with the difference V = a − b of two stored matrices, which is formed piece by piece and never kept:
 // inner = Vᵀ·x and outer = V·inner. Pieces are multiplied in float32 and added in double, in the order of the reference.
 #include <algorithm>
+#include <cmath>
 
 #include "rows.h"
 #include "threads.h"
@@ -77,6 +78,18 @@ void outer_block(const WgProducts& call, const Products& kernels, int64_t block,
     std::copy_n(total.data(), rows * call.width, call.outer + row * call.width);
 }
 
+// The power of two that brings the largest size to between 1/2 and 1, so that no product of it with V underflows.
+int exponent_of(const double* values, int64_t count) {
+    double most = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        if (!std::isfinite(values[i])) return 0;
+        most = std::max(most, std::abs(values[i]));
+    }
+    int exponent = 0;
+    std::frexp(most, &exponent);
+    return std::clamp(exponent, -1000, 1000);
+}
+
 }  // namespace
 
 WgStatus products(WgProducts& call, const Table& table) {
@@ -86,9 +99,12 @@ WgStatus products(WgProducts& call, const Table& table) {
     parallel(threads, blocks(call.columns, PRODUCT_STRIP),
              [&](int64_t strip, int thread) { inner_strip(call, kernels, strip, totals[size_t(thread)]); });
     Lined<float> inner(size_t(blocks(call.columns) * PRODUCT_BLOCK * call.width), 0.0f);
-    std::transform(call.inner, call.inner + call.columns * call.width, inner.begin(), [](double m) { return float(m); });
+    const int exponent = exponent_of(call.inner, call.columns * call.width);
+    std::transform(call.inner, call.inner + call.columns * call.width, inner.begin(),
+                   [&](double m) { return float(std::ldexp(m, -exponent)); });
     parallel(threads, blocks(call.rows, OUTER_ROWS),
              [&](int64_t block, int thread) { outer_block(call, kernels, block, inner.data(), totals[size_t(thread)]); });
+    for (int64_t i = 0; i < call.rows * call.width; ++i) call.outer[i] = std::ldexp(call.outer[i], exponent);
     return WG_OK;
 }
 

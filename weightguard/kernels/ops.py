@@ -98,9 +98,9 @@ def square_sums(inputs: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
 
     Products are exact in float64; the order of the additions is the implementation's own (1e-12 apart).
     """
-    rows, chosen = inputs.reshape(-1, inputs.shape[-1]), counted.reshape(-1)
-    if chosen.shape != rows.shape[:1]:
+    if counted.shape != inputs.shape[:-1]:
         raise ValueError(f"{tuple(counted.shape)} positions counted for inputs {tuple(inputs.shape)}")
+    rows, chosen = inputs.reshape(counted.numel(), inputs.shape[-1]), counted.reshape(-1)
     if native.takes(rows) and rows.stride(1) == 1 and chosen.is_cpu:
         return native.square_sums(rows, chosen)
     if device.takes(rows):
@@ -135,7 +135,9 @@ def difference_products(a: torch.Tensor, b: torch.Tensor, x: torch.Tensor) -> tu
     """
     if a.shape != b.shape or x.shape[0] != a.shape[0]:
         raise ValueError(f"products of {tuple(x.shape)} with the difference of {tuple(a.shape)} and {tuple(b.shape)}")
-    scale = 2.0 ** math.frexp(float(x.abs().max()))[1] if x.numel() else 1.0  # a power of two: no product underflows
+    scale = (
+        2.0 ** min(math.frexp(float(x.abs().max()))[1], 1023) if x.numel() else 1.0
+    )  # so no product with V underflows
     of = native if native.takes(a, b) and x.is_cpu else reference
     inner, outer = of.difference_products(a, b, (x.double() / scale).float())
     return inner * scale, outer * scale

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from math import fsum, nan, prod
+from math import frexp, fsum, nan, prod
 
 import torch
 
@@ -352,18 +352,33 @@ def difference_products(a: torch.Tensor, b: torch.Tensor, x: torch.Tensor) -> tu
     """(Vᵀ·x, V·Vᵀ·x) with V = a − b rounded to float32; x (out, n) float32, both results float64.
 
     PRODUCT_BLOCK terms are multiplied and added one after the other in float32, each such sum is added in float64:
-    the same bits on every machine, about 1e-7 from the exact products. Vᵀ·x is rounded to float32 before V meets it.
+    the same bits on every machine, about 1e-7 from the exact products. Vᵀ·x is brought to a size of at most 1 by a power of
+    two and rounded to float32 before V meets it: V may be small, as long as it is no denormal of float32.
     """
     inner = torch.zeros(a.shape[1], x.shape[1], dtype=torch.float64)
     for start in range(0, a.shape[0], PRODUCT_BLOCK):
         block = slice(start, start + PRODUCT_BLOCK)
-        inner += _summed(a[block].float() - b[block].float(), x[block])
+        inner += _summed(_difference(a[block], b[block]), x[block])
+    size = _power_of_two(inner)
+    rounded = (inner / size).float()
     outer = torch.zeros(a.shape[0], x.shape[1], dtype=torch.float64)
     for start, stop in tiles((a.shape[0], a.shape[1])):
-        v, rounded = (a[start:stop].float() - b[start:stop].float()).T, inner.float()
+        v = _difference(a[start:stop], b[start:stop]).T
         for some, others in zip(v.split(PRODUCT_BLOCK), rounded.split(PRODUCT_BLOCK), strict=True):
             outer[start:stop] += _summed(some, others)
-    return inner, outer
+    return inner, outer * size
+
+
+def _power_of_two(values: torch.Tensor) -> float:
+    """Above the largest size by at most a factor of two; 1 where there is none, or not every value is finite."""
+    if not values.numel() or not bool(values.isfinite().all()):
+        return 1.0
+    return 2.0 ** max(-1000, min(frexp(float(values.abs().max()))[1], 1000))
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a − b rounded to float32, once."""
+    return (a - b).float() if a.dtype == torch.float64 else a.float() - b.float()
 
 
 def _summed(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
