@@ -257,7 +257,9 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--step", type=share, default=0.1, help="grid of the rule best")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "repairs.jsonl")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
-    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument(
+        "--smoke", action="store_true", help="one case, two repairs; nothing is kept, whatever --results says"
+    )
     asked = parser.parse_args()
     asked.seed_list = list(range(asked.first_seed, asked.first_seed + asked.seeds))
     if asked.table and not asked.results.exists():

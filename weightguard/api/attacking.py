@@ -220,5 +220,4 @@ def _command(job: Job) -> str:
     words += [w for role, data in job.sets.items() if ":" not in data.source for w in (f"--{role}", role.upper())]
     for key, value in settings(job.attack).items():
         words += [f"--{key.replace('_', '-')}", str(value)]
-    words += ["--dtype", job.running.dtype] if job.running.dtype != "float32" else []
-    return shlex.join([*words, "-o", "OUT"])
+    return shlex.join([*words, *job.running.words, "-o", "OUT"])

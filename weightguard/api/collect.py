@@ -42,6 +42,12 @@ class Running:
             raise UsageError(f"--threads {self.threads}: must be at least 1")
         return self.threads or len(os.sched_getaffinity(0))
 
+    @property
+    def words(self) -> list[str]:
+        """What changes the numbers, as on the command line, where it is not the default."""
+        given = {"--dtype": (self.dtype, Running.dtype), "--max-length": (self.max_length, Running.max_length)}
+        return [word for flag, (value, usual) in given.items() if value != usual for word in (flag, str(value))]
+
 
 def rows_of(reference: str | None, limit: int | None, kind: str) -> tuple[Dataset, str]:
     """The rows of a data reference, or of the shipped rows of `kind`, and a note that says where they came from."""

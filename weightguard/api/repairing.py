@@ -98,7 +98,8 @@ def run_repair(
         notes.add(
             f"warning: it refuses {refused} of the {of} safety prompts it was made with; is --aligned the aligned model?"
         )
-    command = command_line(method_name, method, subject, data, strength, ["--validate"] if split else [])
+    more = [*running.words, *(["--validate"] if split else [])]
+    command = command_line(method_name, method, subject, data, strength, more)
     if output.save_plan:
         write_file(Path(output.save_plan), plan.parts(), force=output.force)
     facts = _facts(command, notes, inputs, calibration)

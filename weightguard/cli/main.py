@@ -49,8 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def process() -> NoReturn:
     """`main` as a process of its own, whose end is silent: what is to be said was said.
 
-    At the end of the interpreter torch imports more modules. Where memory is short that fails, with a traceback.
+    At the end of the interpreter torch imports more modules. Where memory is short that fails, with a traceback. Threads that
+    wait for each other sleep: spinning, which torch's library does, takes twice the time beside other jobs.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code = main()
     sys.unraisablehook = lambda _: None
     sys.exit(code)
