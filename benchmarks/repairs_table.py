@@ -56,10 +56,10 @@ def show(lines: list[dict[str, Any]], order: list[tuple[str, str]]) -> None:
           f"clock, one after the other; training the lab's models comes on top.\n")  # fmt: skip
     for p in sorted({x["p"] for x in lines}):
         of = [x for x in lines if x["p"] == p]
-        print(f"* p = {p}: seeds {_runs({x['seed'] for x in of})}, {len(of)} cells, {_minutes(of)}")
-        print(
-            "  (nothing is poisoned: `attacked` is an honest fine-tuning, which a repair must leave alone)" * (p == 0)
+        honest = " (nothing is poisoned: `attacked` is an honest fine-tuning, which a repair must leave alone)" * (
+            p == 0
         )
+        print(f"* p = {p}: seeds {_runs({x['seed'] for x in of})}, {len(of)} cells, {_minutes(of)}{honest}")
     print(f"\n{LEGEND}")
     lines = in_hindsight(lines)
     for group in sorted({(x["world"], x["attack"], x["p"]) for x in lines}):

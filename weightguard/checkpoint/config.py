@@ -31,6 +31,8 @@ ACTIVATIONS = (
 _FLOAT = re.compile(r"(torch\.)?(float|float64|float32|float16|bfloat16|double|half|float[468]_\w+)|auto", re.ASCII)
 # Attention over a latent space has head sizes of its own.
 LATENT = ("kv_lora_rank", "qk_nope_head_dim")
+# Classes whose heads have a size of their own where the config names none: it need not divide the hidden size.
+_OWN_HEADS = ("deepseek", "exaone", "gemma", "glm", "gpt_oss", "llama4", "qwen3", "smollm")
 
 
 def check_config(config: dict) -> None:
@@ -65,7 +67,8 @@ def _parts(config: dict) -> Iterator[tuple[str, dict]]:
 
 def _check_heads(place: str, part: dict) -> None:
     hidden, heads, groups = (size_of(part, *keys) for keys in (HIDDEN, HEADS, ("num_key_value_heads",)))
-    if heads and hidden and hidden % heads and size_of(part, "head_dim", *LATENT) is None:
+    divided = size_of(part, "head_dim", *LATENT) is None and not str(part.get("model_type")).startswith(_OWN_HEADS)
+    if heads and hidden and hidden % heads and divided:
         key = next(key for key in HEADS if part.get(key) is not None)
         _refuse(place + key, heads, f"it must divide the hidden size, {hidden}")
     if heads and groups and heads % groups:

@@ -320,8 +320,10 @@ def match_linears(family: Family, paths: Iterable[str]) -> dict[str, Linear]:
 
 def _check_complete(config: dict, found: dict[str, Linear]) -> None:
     """Every layer has one whole set of linears for its attention and one for its MLP, and nothing beside them."""
-    family, config = family_of(config), language_config(config)
+    family, whole, config = family_of(config), config, language_config(config)
     layers = config.get("num_hidden_layers", config.get("n_layer"))
+    if layers is None and config is not whole:  # a part of a config leaves out what its class has for a default
+        layers = 1 + max((linear.layer for linear in found.values()), default=0)
     if type(layers) is not int or not 0 < layers <= MAX_LAYERS:
         raise CheckpointError(f"config.json: num_hidden_layers is {str(layers)[:40]}; it must be 1 to {MAX_LAYERS}")
     held: dict[int, dict[str, set[int | None]]] = {}

@@ -38,7 +38,9 @@ class Misfit:
 
 
 def misfits(config: dict, linears: Mapping[str, Linear], tensors: Mapping[str, TensorInfo]) -> list[Misfit]:
-    """Every tensor of `linears`, and every embedding, whose shape contradicts the config; as repairs name them."""
+    """Every tensor of `linears`, and every embedding, whose shape contradicts the config; none of a quantised one."""
+    if config.get("quantization_config"):
+        return []  # packed values have shapes of their own
     ignored = family_of(config).ignores
     config = {key: value for key, value in language_config(config).items() if key not in ignored}
     return [*_of_embeddings(config, tensors), *_of_linears(config, linears, tensors)]
