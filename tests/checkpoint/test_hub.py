@@ -93,6 +93,19 @@ def test_hub_id(asked: list, ref: str, question: tuple, offline: bool) -> None:
     assert found.label == str(found) == f"{question[0]}@0123456789ab" and found.directory.name == COMMIT
 
 
+def test_a_mistyped_directory_is_missing_input_where_no_hub_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> Path:
+        raise SystemFailure("models/tunde: no such directory, and the connection failed")
+
+    monkeypatch.setattr(download, "snapshot", fails)
+    with pytest.raises(SystemFailure):
+        resolve("models/tunde")
+    directory(tmp_path / "models" / "tuned", "config.json")
+    assert refusal("models/tunde") == "models/tunde: no such directory, and the connection failed"
+
+
 @pytest.mark.parametrize("ref", [*LIKE_PATHS, *NO_NAMES, *NO_PAIRS])
 def test_not_there(asked: list, ref: str) -> None:
     said = refusal(ref)

@@ -91,7 +91,13 @@ def _one(ref: str, offline: bool, kind: Kind) -> Resolved:
         found = Resolved(path, None, None, shown(ref))
     else:
         repo, revision = _hub_id(ref) or _refuse(ref)
-        path = download.snapshot(repo, revision, offline=offline)
+        try:
+            path = download.snapshot(repo, revision, offline=offline)
+        except SystemFailure as failure:
+            if not os.path.isdir(repo.partition("/")[0]):
+                raise
+            # Some part of it is here, and no hub to ask: rather a name mistyped than a repository.
+            raise CheckpointError(str(failure)) from failure
         if not _COMMIT.fullmatch(path.name):
             raise SystemFailure(f"{ref}: the hub cache names no commit ({path.name}); delete that snapshot")
         found = Resolved(path, repo, path.name, f"{repo}@{path.name[:12]}")
