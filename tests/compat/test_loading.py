@@ -53,15 +53,15 @@ def test_a_missing_linear_is_named(checkpoint: Build, tmp_path: Path, line: Any)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_key_value_heads": 4}, ["self_attn.k_proj.weight", "[8, 16]", "[16, 16]"]),
-        ({"vocab_size": 10}, ["[64, 16]", "[10, 16]"]),
+        ({"num_key_value_heads": 4}, ["self_attn.k_proj.weight", "[8, 16]", "16 outputs"]),
+        ({"vocab_size": 10}, ["[64, 16]", "10 rows"]),
         ({"attention_bias": True}, ["self_attn.k_proj.bias", "missing"]),
         ({"num_hidden_layers": 3}, ["layers.2."]),
         ({"num_hidden_layers": 1}, ["1 layers"]),
-        ({"num_attention_heads": 3}, ["multiple"]),
+        ({"num_attention_heads": 3}, ["must divide"]),
         ({"pad_token_id": 64}, ["adding_idx"]),
         ({"hidden_act": "nothing"}, ["nothing"]),
-        ({"head_dim": 10**9}, ["parameters", "the files hold"]),
+        ({"head_dim": 10**9}, ["q_proj", "4000000000 outputs"]),
         ({"model_type": "gpt2"}, ["attn.c_attn"]),
     ],
 )  # fmt: skip

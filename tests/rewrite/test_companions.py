@@ -66,8 +66,8 @@ CODE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     ),
     "all of them, and deep down": (
         "config.json",
-        {"text_config": {"auto_map": 1, "x": [{"trust_remote_code": True, "y": 2}]}, "custom_pipelines": {}},
-        {"text_config": {"x": [{"y": 2}]}},
+        {"sub_config": {"auto_map": 1, "x": [{"trust_remote_code": True, "y": 2}]}, "custom_pipelines": {}},
+        {"sub_config": {"x": [{"y": 2}]}},
         "config.json: auto_map, custom_pipelines, trust_remote_code can name code and was removed",
     ),
     "auto_map of the tokenizer": (
@@ -94,10 +94,10 @@ CODE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
             "_attn_implementation_internal": "sdpa",
             "_experts_implementation_internal": "evil/kernel",
             "attn_implementation": "evil/kernel@main:evil",
-            "text_config": {"_attn_implementation": {"": "evil/kernel"}, "experts_implementation": "paged|evil/kernel"},
+            "sub_config": {"_attn_implementation": {"": "evil/kernel"}, "experts_implementation": "paged|evil/kernel"},
             "kernel_config": {"RMSNorm": "evil/kernel:evil"},
         },
-        {"text_config": {}},
+        {"sub_config": {}},
         "config.json: _attn_implementation, _attn_implementation_internal, _experts_implementation_internal, "
         "attn_implementation, experts_implementation, kernel_config can name code and was removed",
     ),

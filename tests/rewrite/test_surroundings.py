@@ -85,7 +85,7 @@ PLACES: dict[str, tuple[Callable[[Any], Path], int, str]] = {
     "a link to nothing": (lambda place: place.root / "dangling", 4, "exists; give another -o"),
     "below a link to nothing": (lambda place: place.root / "dangling/out", 5, "dangling is not a directory"),
     "below a file": (lambda place: place.model / "config.json/out", 5, "config.json is not a directory"),
-    "a name too long": (lambda place: place.root / ("x" * 240), 5, "File name too long"),
+    "a name too long": (lambda place: place.root / ("x" * 256), 5, "File name too long"),
 }
 
 

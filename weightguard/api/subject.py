@@ -60,11 +60,19 @@ class Subject:
 
     @cached_property
     def named(self) -> dict[str, Linear]:
-        """The decoder linears by the on-disk names of the full model. Error: CheckpointError, also for their shapes."""
-        found = decoder_linears(self.model.config, self.model.tensors)
+        """The decoder linears by the on-disk names of the full model."""
+        return decoder_linears(self.model.config, self.model.tensors)
+
+    def check_shapes(self) -> None:
+        """Refuse tensors that are not what the config makes. Layers that lack some are told where all are needed."""
+        if not is_known(self.model.config):
+            return
+        try:
+            found = self.named
+        except CheckpointError:
+            return
         for misfit in misfits(self.model.config, found, self.model.tensors):
             raise CheckpointError(str(misfit))
-        return found
 
     def default_target(self) -> str:
         return "delta" if self.aligned is not None else "weight"
@@ -126,8 +134,7 @@ def open_subject(
 ) -> Subject:
     """Resolve, open and pair. `search`: look for the aligned model where none is given. Errors name file or tensor."""
     subject = _tuned(reference, aligned, offline, search)
-    if is_known(subject.model.config):
-        _ = subject.named  # a config of another model is told now, before a library trips over it
+    subject.check_shapes()  # a config of another model is told now, before a library trips over it
     if unaligned is None:
         return subject
     before = open_checkpoint(_alone(resolve(unaligned, offline=offline)))

@@ -98,9 +98,10 @@ def square_sums(inputs: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
 
     Products are exact in float64; the order of the additions is the implementation's own (1e-12 apart).
     """
-    if counted.shape != inputs.shape[:-1]:
+    rows = inputs.reshape(-1 if inputs.shape[-1] else counted.numel(), inputs.shape[-1])
+    chosen = counted.reshape(-1)
+    if chosen.shape != rows.shape[:1]:
         raise ValueError(f"{tuple(counted.shape)} positions counted for inputs {tuple(inputs.shape)}")
-    rows, chosen = inputs.reshape(counted.numel(), inputs.shape[-1]), counted.reshape(-1)
     if native.takes(rows) and rows.stride(1) == 1 and chosen.is_cpu:
         return native.square_sums(rows, chosen)
     if device.takes(rows):
