@@ -25,7 +25,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import atheris
+try:
+    import atheris
+except ModuleNotFoundError:
+    sys.exit(f"{__file__}: needs atheris, which is not installed; the lines at the top of the file say how")
 
 with atheris.instrument_imports(include=["weightguard"]):
     from weightguard import data

@@ -37,8 +37,8 @@ def test_sizes(text: str | int | None, size: int | None) -> None:
     assert memory.as_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "4 XB", "1e9", "4GB4", "٤GB" * 9])
-def test_what_is_no_size(text: str) -> None:
+@pytest.mark.parametrize("text", ["", "GB", "0", "0GB", 0, "-1GB", "4 XB", "1e9", "4GB4", "٤GB" * 9])
+def test_what_is_no_size(text: str | int) -> None:
     with pytest.raises(UsageError, match=r"^--max-memory .*not a size such as 4GB or 512MB$"):
         memory.as_bytes(text)
 

@@ -192,4 +192,4 @@ def test_where_nothing_can_be_compared_that_is_said(place: Any) -> None:
 def test_an_empty_page_name_is_one_line(place: Any) -> None:
     for more in ([], ["--base", "aligned"]):
         code, shown, said = place.run("inspect", "tuned", *more, "--html", "")
-        assert (code, shown) == (2, "") and "--html: the name of the file is empty" in said[-1]
+        assert (code, shown) == (2, "") and "--html: the output path is empty" in said[-1]

@@ -109,7 +109,7 @@ CASES: dict[str, tuple[Callable[[Any], object], list[str], int, str]] = {
         nothing,
         [*M, "-o", "/proc/out"],
         5,
-        "/proc: 0.00 GB free, 0.07 GB needed; give an -o on a larger disk",
+        "/proc/out: cannot be written: No such file or directory",
     ),
     "a name that is too long": (
         nothing,

@@ -120,7 +120,7 @@ def test_a_full_standard_output(place: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "closed", ["<&- >&- 2>&-", *(pytest.param(one, marks=pytest.mark.full) for one in ("<&-", ">&-", "2>&-"))]
+    "closed", ["<&- 2>&-", *(pytest.param(one, marks=pytest.mark.full) for one in ("<&-", "2>&-"))]
 )
 def test_closed_streams(closed: str, place: Any) -> None:
     """A closed stream's number is free: the next file opened gets it, and what is printed must not end up in there."""
@@ -130,7 +130,14 @@ def test_closed_streams(closed: str, place: Any) -> None:
     assert place.run("verify", "out", "--against", "tuned")[0] == 0
 
 
-@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "2>/dev/full"])
+def test_a_closed_standard_output(place: Any) -> None:
+    line = " ".join([*WG, *M, "<&- >&-"])
+    ended = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60)
+    said = "weightguard: standard output is closed; send it to /dev/null where nobody is to read it\n"
+    assert (ended.returncode, ended.stderr) == (5, said) and not (place / "out").exists()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">/dev/null 2>&-", "2>/dev/full"])
 def test_an_error_that_nobody_hears(closed: str, place: Any) -> None:
     ended = subprocess.run(["sh", "-c", " ".join([*WG, "inspect", "./gone", closed])], capture_output=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (3, b"", b"")

@@ -95,7 +95,7 @@ CONFIGS: dict[str, Case] = {
     "layers that are a float": (config(num_hidden_layers=1.0), LAYERS.format("1.0")),
     "layers that are text": (config(num_hidden_layers="1"), LAYERS.format("1")),
     "layers that are true": (config(num_hidden_layers=True), LAYERS.format("True")),
-    "layers unsaid": (config(num_hidden_layers=None), LAYERS.format("None")),
+    "layers unsaid": (config(num_hidden_layers=None), LAYERS.format("missing")),
     "more layers than tensors": (
         config(num_hidden_layers=2),
         "missing tensor: no layers.1.self_attn.q_proj.weight for the q of layer 1 (config.json says 2 layers)",

@@ -70,7 +70,7 @@ def test_no_network(place: Any, reference: Held) -> None:
 
 def test_a_full_disk_is_seen_before_anything_is_written(place: Any) -> None:
     def prepare() -> None:
-        os.statvfs = lambda _: SimpleNamespace(f_bavail=10_000, f_frsize=4096)  # type: ignore[assignment]
+        os.statvfs = lambda _: SimpleNamespace(f_blocks=10_000, f_bavail=10_000, f_frsize=4096)  # type: ignore[assignment]
 
     ended = place.run(*place.arguments(), prepare=prepare, how="count")
     one_line(ended, 5, "0.04 GB free, 0.07 GB needed; give an -o on a larger disk")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from weightguard.api.collect import Running, encoded, facts_of
 from weightguard.api.needs import data_notes
 from weightguard.api.subject import Subject, open_subject
+from weightguard.checkpoint.writer import beside
 from weightguard.errors import OutputError, UsageError
 from weightguard.guards import guard_class
 from weightguard.options import configured, settings
@@ -52,7 +53,7 @@ class Output:
     @property
     def state(self) -> Path:
         """The state of an unfinished run, beside the output."""
-        return self.out.with_name(f".{self.out.name}.weightguard-training")
+        return beside(self.out, ".weightguard-training")
 
 
 @dataclass(frozen=True)

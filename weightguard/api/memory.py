@@ -33,9 +33,10 @@ def as_bytes(text: str | int | None) -> int | None:
     if text is None:
         return None
     found = _SIZE.fullmatch(str(text).strip())
-    if found is None:
+    size = found and int(float(found[1]) * (_BINARY if found[3] else _UNITS)[found[2].upper()])
+    if not size:
         raise UsageError(f"--max-memory {text}: not a size such as 4GB or 512MB")
-    return int(float(found[1]) * (_BINARY if found[3] else _UNITS)[found[2].upper()])
+    return size
 
 
 def fit_walk(walk: Walk, running: Running) -> None:

@@ -219,9 +219,8 @@ def _in_words(error: BaseException, repo: str, revision: str | None) -> Weightgu
         if isinstance(link, errors.HfHubHTTPError):
             return _refusal(link, ref, f"{constants.ENDPOINT}/{repo}")
         if type(link).__module__.startswith("httpx"):
-            return SystemFailure(
-                f"{ref}: no such directory, and {_disconnected(type(link).__name__, constants.ENDPOINT)}"
-            )
+            said = _disconnected(type(link).__name__, constants.ENDPOINT)
+            return SystemFailure(f"{ref}: no such directory, and {said}")
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is None:
         part = "only in part in" if type(error).__name__ == "IncompleteSnapshotError" else "not in"
         return CheckpointError(
@@ -238,7 +237,7 @@ def _disconnected(kind: str, endpoint: str) -> str:
         return f"HF_ENDPOINT={endpoint} is no address that begins with http:// or https://"
     if kind == "RemoteProtocolError":  # huggingface_hub gave up on its own, as with any file below its 10 MB steps
         return f"the hub does not deliver: {_CUT}; try again later"
-    return f"the connection to {endpoint} failed ({kind}); try again later"
+    return f"the connection to {endpoint} failed ({kind}); correct the name, or try again later"
 
 
 def _refusal(error: Any, ref: str, page: str) -> WeightguardError:

@@ -325,7 +325,9 @@ def _check_complete(config: dict, found: dict[str, Linear]) -> None:
     if layers is None and config is not whole:  # a part of a config leaves out what its class has for a default
         layers = 1 + max((linear.layer for linear in found.values()), default=0)
     if type(layers) is not int or not 0 < layers <= MAX_LAYERS:
-        raise CheckpointError(f"config.json: num_hidden_layers is {str(layers)[:40]}; it must be 1 to {MAX_LAYERS}")
+        key = f"{'' if config is whole else 'text_config.'}num_hidden_layers"
+        said = "missing" if layers is None else str(layers)[:40]
+        raise CheckpointError(f"config.json: {key} is {said}; it must be 1 to {MAX_LAYERS}")
     held: dict[int, dict[str, set[int | None]]] = {}
     for linear in found.values():
         held.setdefault(linear.layer, {}).setdefault(linear.role, set()).add(linear.expert)

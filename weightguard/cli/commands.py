@@ -43,7 +43,7 @@ def cli() -> None:
     metavar="HARMFUL BENIGN",
     help="Run MODEL, and BASE, on two sets of prompts: where do harmful ones lie apart, and has that changed.",
 )
-@click.option("--html", help="Also write the comparison to this file, as one page.")
+@click.option("--html", callback=options.named, help="Also write the comparison to this file, as one page.")
 @click.option("--force", is_flag=True, help="Replace the page.")
 @click.option(
     "--schema",
@@ -68,8 +68,6 @@ def inspect(
     Alone: tensors, shards, roles, dtypes, digests, problems. With --base: what moved, where, and how. With --activations:
     the refusal direction of every layer, and with --base how far it and the hidden states moved.
     """
-    if compared["html"] == "":
-        raise click.UsageError("--html: the name of the file is empty")
     if activations:
         lost = next((name for name, value in compared.items() if value and name != "base"), None)
         if lost is not None:

@@ -17,7 +17,7 @@ from typing import NoReturn
 import click
 
 from weightguard.cli.commands_attack import cli  # which adds to the commands
-from weightguard.errors import WeightguardError, lacks_memory
+from weightguard.errors import SystemFailure, WeightguardError, lacks_memory
 
 MAX_LINE = 4000
 _received: list[int] = []  # signals that came while this run was at work
@@ -59,12 +59,17 @@ def process() -> NoReturn:
 
 
 def _prepare_streams() -> None:
-    """Closed standard streams lead to /dev/null, or the next file opened would take their place and what is printed."""
+    """Closed standard streams lead to /dev/null, or the next file opened would take their place and what is printed.
+
+    Error: SystemFailure where that is standard output: a result that nobody can be told is none.
+    """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        raise SystemFailure("standard output is closed; send it to /dev/null where nobody is to read it")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

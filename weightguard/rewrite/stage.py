@@ -49,6 +49,9 @@ class Stage:
             check_target(self.target, self.force)
             if not self.resume:
                 self.clear()
+        except OSError as error:  # it names the stage, of which the user knows nothing
+            self._discard()
+            raise self._unwritten(error) from error
         except BaseException:
             self._discard()
             raise
@@ -57,7 +60,10 @@ class Stage:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._discard()
         if isinstance(error, OSError) and error.filename is None:
-            raise SystemFailure(f"{self.target}: cannot be written: {error.strerror or error}") from error
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: OSError) -> SystemFailure:
+        return SystemFailure(f"{self.target}: cannot be written: {error.strerror or error}")
 
     def clear(self, kept: Container[str] = ()) -> None:
         """Remove everything but the files of these names."""
@@ -260,7 +266,7 @@ def check_space(directory: Path, needed: int) -> None:
         directory = directory.parent
     stat = os.statvfs(directory)
     free = stat.f_bavail * stat.f_frsize
-    if free < needed:
+    if stat.f_blocks and free < needed:  # /proc and its like have no blocks at all: writing there fails in other words
         raise SystemFailure(
             f"{directory}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed; give an -o on a larger disk"
         )
