@@ -63,7 +63,7 @@ class UndecidedError(WeightguardError):
 
 
 # What Python, torch, the kernel and the loader of shared objects say where there is no memory left.
-_NO_MEMORY = ("allocate memory", "failed to map segment", "out of memory interning")
+_NO_MEMORY = ("allocate memory", "failed to map segment", "cannot map zero-fill pages", "out of memory interning")
 
 
 def lacks_memory(error: BaseException | None) -> bool:

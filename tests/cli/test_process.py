@@ -299,7 +299,12 @@ def lost() -> Exception:
 
 @pytest.mark.parametrize(
     "error",
-    [ImportError("a.so: failed to map segment from shared object"), RuntimeError("can't allocate memory"), lost()],
+    [
+        ImportError("a.so: failed to map segment from shared object"),
+        ImportError("a.so: cannot map zero-fill pages"),
+        RuntimeError("can't allocate memory"),
+        lost(),
+    ],
     ids=["shared object", "torch", "wrapped"],
 )
 def test_memory_that_ran_out_in_a_library_is_said_as_such(error: Exception, place: Any, monkeypatch: Any) -> None:
