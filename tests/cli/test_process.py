@@ -305,7 +305,7 @@ def lost() -> Exception:
         RuntimeError("can't allocate memory"),
         lost(),
     ],
-    ids=["shared object", "torch", "wrapped"],
+    ids=["shared object", "its zeros", "torch", "wrapped"],
 )
 def test_memory_that_ran_out_in_a_library_is_said_as_such(error: Exception, place: Any, monkeypatch: Any) -> None:
     from weightguard.errors import CheckpointError
