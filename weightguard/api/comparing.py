@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightguard.api.subject import names_other_base
-from weightguard.checkpoint import Checkpoint, Resolved, bypassing, lora_pairs, open_checkpoint, resolve
+from weightguard.checkpoint import Checkpoint, Resolved, bypassing, lora_pairs, named_like, open_checkpoint, resolve
 from weightguard.checkpoint.adapter import base_tensors
 from weightguard.errors import InputError, MismatchError, SystemFailure, UsageError
 
@@ -147,7 +147,9 @@ def run_compare(
     if unaligned is not None and aligned is None:
         raise UsageError("--unaligned: the alignment direction is aligned minus unaligned; give --aligned too")
     model, origin, notes = _sides(reference, base or aligned, offline)
-    others = {k: _reference(v, k, offline) for k, v in (("aligned", aligned), ("unaligned", unaligned)) if v}
+    others = {
+        k: _reference(v, k, origin.files, offline) for k, v in (("aligned", aligned), ("unaligned", unaligned)) if v
+    }
     notes += [note for role, side in others.items() for note in _fitting(origin, role, side)]
     if page is not None:
         parts = [part for side in (model, origin, *others.values()) for part in (side.files, side.adapter)]
@@ -218,11 +220,11 @@ def _sides(reference: str, base: str | None, offline: bool) -> tuple[Side, Side,
     if resolved.adapter is None and not first.is_adapter:
         if given is None:
             raise UsageError("--base BASE is missing: the model that MODEL came from")
-        return Side(first), Side(given), []
+        return Side(first), Side(named_like(given, first)), []
     adapter = first if resolved.adapter is None else open_checkpoint(resolved.adapter)
     under = given or _named_base(adapter, offline) if resolved.adapter is None else first
     model, notes = _adapted(under, adapter)
-    origin = under if given is None or _same(given, under) else given
+    origin = under if given is None or _same(given, under) else named_like(given, under)
     return model, Side(origin), [*notes, *_other_base(adapter, under)]
 
 
@@ -281,13 +283,13 @@ def _fitting(base: Side, role: str, side: Side) -> list[str]:
     )
 
 
-def _reference(reference: str, role: str, offline: bool) -> Side:
+def _reference(reference: str, role: str, base: Checkpoint, offline: bool) -> Side:
     from weightguard.comparison.sides import Side
 
     found = open_checkpoint(_alone(resolve(reference, offline=offline)))
     if found.is_adapter:
         raise UsageError(f"--{role} {found.label}: an adapter; give a full model")
-    return Side(found)
+    return Side(named_like(found, base))
 
 
 def write_page(found: Comparison, path: Path, *, force: bool) -> None:

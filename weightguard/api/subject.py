@@ -25,6 +25,7 @@ from weightguard.checkpoint import (
     in_scope,
     is_known,
     misfits,
+    named_like,
     open_checkpoint,
     resolve,
 )
@@ -141,7 +142,7 @@ def open_subject(
     if before.is_adapter:
         raise UsageError(f"--unaligned {before.label}: an adapter; give the full model that alignment started from")
     check_editable(before)
-    return dataclasses.replace(subject, unaligned=before)
+    return dataclasses.replace(subject, unaligned=named_like(before, subject.model))
 
 
 def _tuned(reference: str, aligned: str | None, offline: bool, search: bool) -> Subject:
@@ -156,6 +157,7 @@ def _tuned(reference: str, aligned: str | None, offline: bool, search: bool) -> 
     found, notes = _aligned_for(first, aligned, offline, search)
     if found is not None:
         check_editable(found)
+        found = named_like(found, first)
         _check_reference(first, found, given=aligned is not None)
     return Subject(first, None, found, notes)
 
@@ -226,7 +228,7 @@ def _check_base(adapter: Checkpoint, base: Checkpoint, name: object) -> None:
     """Where the base that the adapter names lies on this disk, --aligned must hold the same weights under the adapter."""
     if not isinstance(name, str) or not os.path.isdir(name) or os.path.samefile(name, base.directory):
         return
-    named = open_checkpoint(resolve(name))
+    named = named_like(open_checkpoint(resolve(name)), base)
     for tensor in base_tensors(lora_pairs(adapter), base, adapter):
         ours, theirs = base.info(tensor), named.tensors.get(tensor)
         if (

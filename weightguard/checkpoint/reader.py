@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -28,13 +28,17 @@ _TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Names to tensors of one directory. Opening reads headers and configs only, and needs no torch."""
+    """Names to tensors of one directory. Opening reads headers and configs only, and needs no torch.
+
+    renamed: the tensors that go by another name than in the file, by the name in the file (see `merged.named_like`).
+    """
 
     directory: Path
     label: str
     revision: str | None
     layout: Layout
     config: dict
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_adapter(self) -> bool:
@@ -47,7 +51,8 @@ class Checkpoint:
     @cached_property
     def parts(self) -> dict[str, list[TensorInfo]]:
         """Every stored tensor, shard by shard, in header order: itself, or the experts that are packed in it."""
-        stored = [info for file in self.layout.files for info in self.headers[file].tensors.values()]
+        found = (info for file in self.layout.files for info in self.headers[file].tensors.values())
+        stored = [info._replace(name=self.renamed[info.name]) if info.name in self.renamed else info for info in found]
         return {info.name: [info] for info in stored} if self.is_adapter else unpacked(self.config, stored)
 
     @cached_property

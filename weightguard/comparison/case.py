@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
 
+from weightguard.checkpoint import may_lack
 from weightguard.checkpoint.naming import WRITERS
 from weightguard.comparison.mixes import Mix, mix_of
 from weightguard.comparison.pairs import Matching, TensorChange
@@ -69,8 +70,9 @@ class Case:
 
     @cached_property
     def is_complete(self) -> bool:
-        """Every tensor of either side was compared; of a tied model a head may be in one of them alone."""
-        lost = [name for names in self.gaps.values() for name in names if not name.endswith("lm_head.weight")]
+        """Every tensor of either side was compared; what a model may have or not may be in one of them alone."""
+        sides = (self.model.files, self.base.files)
+        lost = [n for names in self.gaps.values() for n in names if not any(may_lack(n, side) for side in sides)]
         return not lost and not any(c.rows_left_out for c in self.changes)
 
     @cached_property

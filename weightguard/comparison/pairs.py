@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy
 import torch
 
+from weightguard.checkpoint import may_lack
 from weightguard.comparison.grids import Grid, grids_of
 from weightguard.comparison.places import short_name
 from weightguard.comparison.samples import CASTS, Sample, corner_of, name_of, sampled, still_cast, still_held
@@ -123,11 +124,11 @@ def match(model: Side, base: Side) -> Matching:
 
 
 def _relation(model: Side, base: Side, found: Matching) -> str:
-    """How the layouts lie to each other; a head that one of them ties is no difference."""
+    """How the layouts lie to each other; what a model may have or not, such as a tied head, is no difference."""
     if not found.common:
         return "nothing in common"
     alone = [(side, n) for side, names in ((model, found.only_model), (base, found.only_base)) for n in names]
-    alone = [(side, n) for side, n in alone if "lm_head" not in n]
+    alone = [(side, n) for side, n in alone if not may_lack(n, side.files)]
     if found.unread or any(_is_packed(side, name) for side, name in alone):
         return "other storage"
     if found.reshaped or not _only_deeper(model, base, alone):
