@@ -102,6 +102,22 @@ def test_the_model_before_alignment_too(family: str, checkpoint: Build, tmp_path
     assert outs[0] == outs[1]
 
 
+@pytest.mark.parametrize("method", ["refit", "gradient-reset"])
+def test_an_aligned_model_that_is_run(
+    method: str, checkpoint: Build, data: Mapping[str, Path], tmp_path: Path, line: Any
+) -> None:
+    aligned = checkpoint("llama", tied=True)
+    model, other = tuned(aligned, tmp_path / "model"), rewritten(aligned, tmp_path / "other", RENAMES["llama"])
+    outs = []
+    for side in (aligned, other):
+        out = tmp_path / f"out{len(outs)}"
+        given = ["--method", method, "--aligned", side, "--safety", data["harmful"], "--benign", data["benign"]]
+        code, _, said = line("repair", model, *given, "-o", out)
+        assert code == 0, said
+        outs.append((out / "model.safetensors").read_bytes())
+    assert outs[0] == outs[1]
+
+
 def test_tables_and_guessing_layers_that_one_side_has(checkpoint: Build, tmp_path: Path, line: Any) -> None:
     import torch
 

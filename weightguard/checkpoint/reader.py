@@ -49,11 +49,15 @@ class Checkpoint:
         return self.layout.headers
 
     @cached_property
-    def parts(self) -> dict[str, list[TensorInfo]]:
-        """Every stored tensor, shard by shard, in header order: itself, or the experts that are packed in it."""
+    def on_disk(self) -> list[TensorInfo]:
+        """Every stored tensor, shard by shard, in header order, under the name that it goes by."""
         found = (info for file in self.layout.files for info in self.headers[file].tensors.values())
-        stored = [info._replace(name=self.renamed[info.name]) if info.name in self.renamed else info for info in found]
-        return {info.name: [info] for info in stored} if self.is_adapter else unpacked(self.config, stored)
+        return [info._replace(name=self.renamed[info.name]) if info.name in self.renamed else info for info in found]
+
+    @cached_property
+    def parts(self) -> dict[str, list[TensorInfo]]:
+        """Every stored tensor by name: itself, or the experts that are packed in it."""
+        return {info.name: [info] for info in self.on_disk} if self.is_adapter else unpacked(self.config, self.on_disk)
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:

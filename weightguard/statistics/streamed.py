@@ -123,8 +123,7 @@ class StreamedModel:
 
     @cached_property
     def _stored(self) -> list[TensorInfo]:
-        headers = self._checkpoint.headers.values()
-        return [info for header in headers for info in header.tensors.values() if info.dtype in FLOATS]
+        return [info for info in self._checkpoint.on_disk if info.dtype in FLOATS]
 
     @cached_property
     def _before(self) -> str:
