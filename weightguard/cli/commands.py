@@ -385,7 +385,7 @@ def landscape(form: str, **values: Any) -> None:
 
 @cli.command()
 @click.option(
-    "-o", "--out", callback=options.named, default="weightguard-demo", show_default=True, help="The folder for the models."
+    "-o", "--out", callback=options.named, default="weightguard-demo", show_default=True, help="Where they are left."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Which lab world.")
 @click.option("--force", is_flag=True, help="Replace an earlier demo.")
