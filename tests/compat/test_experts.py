@@ -128,6 +128,40 @@ def test_factors_over_packed_experts_are_refused(checkpoint: Build, adapter: Bui
     assert code == 6 and "target_parameters" in said and "merge" in said
 
 
+def over_each_expert(base: Path, directory: Path) -> Path:
+    """An adapter over the experts of layer 1 as peft wrote them when each expert was a module of its own."""
+    from safetensors.numpy import load_file, save_file
+
+    random, names = numpy.random.default_rng(4), ("w1", "w2", "w3")
+    factors = {}
+    for name, held in load_file(base / "model.safetensors").items():
+        module = name.removesuffix(".weight")
+        if ".layers.1." in name and module.endswith(names):
+            for part, shape in {"A": (2, held.shape[1]), "B": (held.shape[0], 2)}.items():
+                drawn = random.normal(size=shape).astype("float32")
+                factors[f"base_model.model.{module}.lora_{part}.weight"] = drawn
+    directory.mkdir()
+    save_file(factors, directory / "adapter_model.safetensors")
+    said = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "target_modules": list(names)}
+    (directory / "adapter_config.json").write_text(json.dumps({**said, "base_model_name_or_path": str(base)}))
+    return directory
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_factors_over_each_expert_are_merged_but_not_measured(
+    checkpoint: Build, tmp_path: Path, data: Mapping[str, Path], files: SimpleNamespace, line: Any
+) -> None:
+    base = checkpoint("mixtral")
+    lora = over_each_expert(base, tmp_path / "lora")
+    code, said = line("repair", lora, "--target", "delta", "--harmful", data["harmful"], "-o", tmp_path / "OUT")
+    assert code == 6 and "routed experts" in said and "merge the adapter" in said
+    wg.repair(lora, method="magnitude", target="delta", ratio=0, out=tmp_path / "OUT")
+    factors, before, after = files.tensors(lora), files.tensors(base), files.tensors(tmp_path / "OUT")
+    for name in (name for name in before if ".layers.1." in name and ".experts." in name):
+        a, b = (factors[f"base_model.model.{name.removesuffix('.weight')}.lora_{x}.weight"] for x in "AB")
+        assert numpy.allclose(after[name], before[name] + 2 * (b @ a), atol=1e-5), name
+
+
 @pytest.mark.parametrize(
     "family",
     ["mixtral", pytest.param("granitemoe", marks=pytest.mark.full), pytest.param("gpt_oss", marks=pytest.mark.full)],

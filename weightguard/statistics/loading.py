@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -256,7 +257,9 @@ def load_adapted(base: Any, adapter: Checkpoint, state_dict: Mapping[str, torch.
     """`base` with the adapter over it, not merged, in eval mode; `state_dict` replaces the adapter's tensors."""
     import peft
 
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        # peft packs factors of single experts under patterns of its own, and then warns of those
+        warnings.filterwarnings("ignore", message=".*_pattern keys did not match any targeted module")
         try:
             model = peft.PeftModel.from_pretrained(base, str(adapter.directory), local_files_only=True)
             if state_dict is not None:
