@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,3 +250,16 @@ def test_inspect_tells_a_config_of_another_model(model: Any) -> None:
     model.config(hidden_size=8)
     said = f"{W}'{Q}' is [4, 4], {GIVES} 8 inputs (hidden_size 8){OTHER}, and 6 more like it"
     assert wg.inspect(str(model.path)).problems == (said,)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "mamba2", "nothing known", None])
+def test_the_table_is_asked_before_transformers(kind: str | None, model: Any, tmp_path: Path) -> None:
+    import weightguard as wg
+    from weightguard.errors import UnsupportedError
+
+    model.config(model_type=kind)
+    said = re.escape(f"{C}architecture '{kind}' is not supported {ROW}\"{kind}\": {FAMILY}")
+    with pytest.raises(UnsupportedError, match=said):
+        wg.stats(model.path, out=tmp_path / "S")
+    with pytest.raises(UnsupportedError, match=said):
+        wg.attack(model.path, attack="abliteration", out=tmp_path / "OUT")

@@ -131,10 +131,16 @@ def open_subject(
     *,
     offline: bool = False,
     search: bool = True,
+    named: bool = False,
 ) -> Subject:
-    """Resolve, open and pair. `search`: look for the aligned model where none is given. Errors name file or tensor."""
+    """Resolve, open and pair. `search`: look for the aligned model where none is given. Errors name file or tensor.
+
+    named: roles of all its tensors are needed, so that an architecture without a row in the table is refused.
+    """
     subject = _tuned(reference, aligned, offline, search)
     subject.check_shapes()  # a config of another model is told now, before a library trips over it
+    if named:
+        _ = subject.named
     if unaligned is None:
         return subject
     before = open_checkpoint(_alone(resolve(unaligned, offline=offline)))

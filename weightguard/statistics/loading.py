@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from weightguard.checkpoint import Checkpoint, without_choices
+from weightguard.checkpoint import Checkpoint, family_of, without_choices
 from weightguard.errors import CheckpointError, UnsupportedError, UsageError, lacks_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -49,7 +49,7 @@ def load_model(
                 path, config=config, dtype=dtype_of(dtype), local_files_only=True, use_safetensors=True, trust_remote_code=False,
                 ignore_mismatched_sizes=True, output_loading_info=True, experts_implementation="eager", **given,
             )  # fmt: skip
-        except (CheckpointError, UsageError):
+        except (CheckpointError, UnsupportedError, UsageError):
             raise
         except Exception as error:  # model classes trust their configs and fail in every way there is
             raise _failure(error, f"{checkpoint.label}: transformers cannot load it") from error
@@ -64,6 +64,8 @@ def _class_of(config: Any, classifier: bool) -> Any:
     if classifier:
         return AutoModelForSequenceClassification._model_mapping[type(config)]
     heads = AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM
+    if type(config) not in heads._model_mapping:
+        raise UnsupportedError(f"config.json: transformers has no causal {config.model_type} model")
     return heads._model_mapping[type(config)]
 
 
@@ -110,6 +112,7 @@ def bare_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
 
     Errors: UnsupportedError, CheckpointError.
     """
+    family_of(checkpoint.config)  # what the table lacks is told as that, before transformers trips over it
     config = model_config(checkpoint)
     with quiet():
         try:
@@ -117,7 +120,7 @@ def bare_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
             _check_size(checkpoint, kind, config)
             with _weightless():
                 model = kind._from_config(config, dtype=dtype_of(dtype), experts_implementation="eager").eval()
-        except (CheckpointError, UsageError):
+        except (CheckpointError, UnsupportedError, UsageError):
             raise
         except Exception as error:  # as in load_model
             raise _failure(error, f"{checkpoint.label}: transformers cannot load it") from error
