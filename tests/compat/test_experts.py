@@ -297,6 +297,26 @@ def test_layers_that_guess_ahead_stay_and_are_named(
     assert {n for n in before if before[n] != after[n]} == set(result.plan.edits)
 
 
+@pytest.mark.parametrize("family", ["mixtral", pytest.param("granitemoe", marks=pytest.mark.full)])
+@pytest.mark.filterwarnings("ignore")
+def test_experts_packed_as_in_memory_are_named_and_the_way_out_is_one(
+    family: str, checkpoint: Build, tmp_path: Path, files: SimpleNamespace, line: Any
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    published = checkpoint(family)
+    model = AutoModelForCausalLM.from_pretrained(published)
+    model.save_pretrained(tmp_path / "own", save_original_format=False)
+    code, said = line("repair", tmp_path / "own", "--target", "weight", "--method", "magnitude", "-o", tmp_path / "OUT")
+    assert code == 6 and "_proj' packs experts" in said
+    assert "missing" not in said and f"published {family} models" in said and "from_config(model.config)" in said
+    assert wg.inspect(tmp_path / "own").problems == (said.removeprefix("weightguard: "),)
+    again = AutoModelForCausalLM.from_config(model.config)
+    again.load_state_dict(AutoModelForCausalLM.from_pretrained(tmp_path / "own").state_dict())
+    again.save_pretrained(tmp_path / "again")
+    assert files.raw(tmp_path / "again") == files.raw(published)
+
+
 GATE_UP, W1 = "model.layers.1.mlp.experts.gate_up_proj", "model.layers.1.block_sparse_moe.experts.3.w1.weight"
 DAMAGE: dict[str, tuple[str, Callable[[dict[str, Any]], Any], dict[str, Any], str]] = {
     "an expert is missing": ("mixtral", lambda t: t.pop(W1), {}, f"missing tensor: no {W1.removeprefix('model.')} for"),

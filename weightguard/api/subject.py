@@ -29,7 +29,7 @@ from weightguard.checkpoint import (
     resolve,
 )
 from weightguard.checkpoint.adapter import base_tensors, lora_pairs
-from weightguard.errors import CheckpointError, InputError, MismatchError, SystemFailure, UsageError
+from weightguard.errors import CheckpointError, InputError, MismatchError, SystemFailure, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from weightguard.statistics.subspace import Direction
@@ -69,7 +69,7 @@ class Subject:
             return
         try:
             found = self.named
-        except CheckpointError:
+        except (CheckpointError, UnsupportedError):
             return
         for misfit in misfits(self.model.config, found, self.model.tensors):
             raise CheckpointError(str(misfit))
