@@ -18,13 +18,13 @@ from weightguard.checkpoint.naming import (
     predicting_layers,
     sees,
 )
-from weightguard.checkpoint.reader import Checkpoint, check_editable, open_checkpoint, read_exactly
+from weightguard.checkpoint.reader import Checkpoint, check_editable, open_checkpoint, quantised, read_exactly
 from weightguard.checkpoint.shapes import misfits
 
 __all__ = [
     "FLOATS", "Checkpoint", "Family", "Header", "Linear", "LoraPair", "Merged", "Resolved", "TensorInfo",
     "adapter_linears", "allowed_target", "base_model", "bypassing", "check_editable", "check_pairing", "check_same",
     "decoder_linears", "family_of", "front_matter", "in_scope", "is_known", "lora_pairs", "match_linears", "misfits",
-    "named_code", "open_checkpoint", "opened", "predicting_layers", "read_exactly", "resolve", "sees", "total_size",
+    "named_code", "open_checkpoint", "opened", "predicting_layers", "quantised", "read_exactly", "resolve", "sees", "total_size",
     "without_choices", "without_code",
 ]  # fmt: skip
