@@ -71,7 +71,7 @@ def test_a_part_of_a_config_may_leave_out_what_its_class_knows() -> None:
     last = tensors.popitem()[0].split("language_model.")[1].removeprefix("model.")
     with pytest.raises(CheckpointError, match=f"^missing tensor: no {last}"):
         decoder_linears(config, tensors)
-    with pytest.raises(CheckpointError, match="num_hidden_layers is None"):
+    with pytest.raises(CheckpointError, match="num_hidden_layers is missing"):
         decoder_linears(
             {"model_type": "llama"}, {name.removeprefix("language_model."): i for name, i in tensors.items()}
         )

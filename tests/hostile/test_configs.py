@@ -290,3 +290,30 @@ def test_inspect_calls_packed_weights_quantised_and_not_missing(declared: dict |
     model.config(quantization_config=declared)
     (said,) = wg.inspect(str(model.path)).problems
     assert "quantised" in said and "missing" not in said
+
+
+def test_names_of_a_wrapped_model_are_told_by_every_command(model: Any, tmp_path: Path) -> None:
+    import weightguard as wg
+    from weightguard.errors import CheckpointError
+
+    model.tensors = {f"module.{name}": held for name, held in model.tensors.items()}
+    model.single()
+    said = "tensors are named module.model.layers..., as saved from a module around the model"
+    assert [problem[: len(said)] for problem in wg.inspect(str(model.path)).problems] == [said]
+    given = {"target": "weight", "method": "magnitude", "ratio": "0.5"}
+    assert any(said in note for note in wg.repair(model.path, **given, out=tmp_path / "OUT").report.notes)
+    with pytest.raises(CheckpointError, match=r"missing tensor 'model.embed.*; tensors are named module"):
+        wg.stats(model.path, data=str(pretokenised(tmp_path)))
+    del model.tensors[f"module.{UP}"]
+    model.single()
+    with pytest.raises(CheckpointError, match=r"missing tensor: no .*; tensors are named module"):
+        wg.repair(model.path, **given, out=tmp_path / "OUT2")
+
+
+def pretokenised(place: Path) -> Path:
+    import numpy
+    from safetensors.numpy import save_file
+
+    ids = numpy.ones((1, 3), numpy.int64)
+    save_file({"input_ids": ids, "attention_mask": ids, "labels": ids}, place / "rows.safetensors")
+    return place / "rows.safetensors"

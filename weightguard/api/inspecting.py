@@ -14,6 +14,7 @@ from weightguard.checkpoint import (
     Linear,
     TensorInfo,
     decoder_linears,
+    foreign_names,
     misfits,
     named_code,
     open_checkpoint,
@@ -127,7 +128,8 @@ def _config_problems(checkpoint: Checkpoint) -> list[str]:
     if said is not None:
         declared = config.get("quantization_config")
         problems.append("config.json: quantised weights; they can be inspected, not repaired" if declared else said)
-    return problems
+    odd = None if checkpoint.is_adapter else foreign_names(config, checkpoint.tensors)
+    return [*problems, odd] if odd else problems
 
 
 def _stray(checkpoint: Checkpoint) -> list[str]:

@@ -22,6 +22,7 @@ from weightguard.checkpoint import (
     check_pairing,
     check_same,
     decoder_linears,
+    foreign_names,
     in_scope,
     is_known,
     misfits,
@@ -61,7 +62,14 @@ class Subject:
     @cached_property
     def named(self) -> dict[str, Linear]:
         """The decoder linears by the on-disk names of the full model."""
-        return decoder_linears(self.model.config, self.model.tensors)
+        try:
+            return decoder_linears(self.model.config, self.model.tensors)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {self._odd}") if self._odd else error from None
+
+    @property
+    def _odd(self) -> str | None:
+        return foreign_names(self.model.config, self.model.tensors)
 
     def check_shapes(self) -> None:
         """Refuse tensors that are not what the config makes. Layers that lack some are told where all are needed."""
@@ -141,6 +149,8 @@ def open_subject(
     subject.check_shapes()  # a config of another model is told now, before a library trips over it
     if named:
         _ = subject.named
+    if subject._odd:
+        subject = dataclasses.replace(subject, notes=(*subject.notes, f"{subject.model.label}: {subject._odd}"))
     if unaligned is None:
         return subject
     before = open_checkpoint(_alone(resolve(unaligned, offline=offline)))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from weightguard.checkpoint import Checkpoint, family_of, without_choices
+from weightguard.checkpoint import Checkpoint, family_of, foreign_names, without_choices
 from weightguard.errors import CheckpointError, UnsupportedError, UsageError, lacks_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -102,9 +102,8 @@ def _check_loaded(checkpoint: Checkpoint, prefix: str, said: Mapping[str, Any]) 
     whole = not prefix or any(name.startswith(f"{prefix}.") for name in checkpoint.tensors)
     lacking = sorted(name for name in said["missing_keys"] if whole or name.startswith(f"{prefix}."))
     if lacking:
-        raise CheckpointError(
-            f"{checkpoint.label}: missing tensor {lacking[0]!r}, which the architecture needs; download or save it again"
-        )
+        why = foreign_names(checkpoint.config, checkpoint.tensors) or "download or save it again"
+        raise CheckpointError(f"{checkpoint.label}: missing tensor {lacking[0]!r}, which the architecture needs; {why}")
 
 
 def bare_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
