@@ -348,10 +348,15 @@ def test_damaged_experts_are_named(case: str, checkpoint: Build, tmp_path: Path,
 def test_heads_that_are_mixed_are_refused(
     checkpoint: Build, data: Mapping[str, Path], tmp_path: Path, line: Any
 ) -> None:
-    for family in ("gpt_neox", "falcon", "deepseek_v3"):
+    one_key = {
+        "new_decoder_architecture": False,
+        "num_kv_heads": None,
+        "multi_query": True,
+    }  # rows no heads divide into
+    for family, layout in (("gpt_neox", {}), ("falcon", {}), ("falcon", one_key), ("deepseek_v3", {})):
         common = ["--units", "heads", "--safety", data["benign"], "--top-utility", "0", "-o", tmp_path / "N"]
-        code, said = line("neurons", checkpoint(family), *common)
-        assert code == 6 and "--units rows" in said
+        code, said = line("neurons", checkpoint(family, **layout), *common)
+        assert code == 6 and "mixes heads" in said and "--units rows" in said
 
 
 @pytest.mark.parametrize(
