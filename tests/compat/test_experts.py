@@ -348,11 +348,7 @@ def test_damaged_experts_are_named(case: str, checkpoint: Build, tmp_path: Path,
 def test_heads_that_are_mixed_are_refused(
     checkpoint: Build, data: Mapping[str, Path], tmp_path: Path, line: Any
 ) -> None:
-    one_key = {
-        "new_decoder_architecture": False,
-        "num_kv_heads": None,
-        "multi_query": True,
-    }  # rows no heads divide into
+    one_key = {"new_decoder_architecture": False, "multi_query": True, "num_attention_heads": 2, "num_kv_heads": None}
     for family, layout in (("gpt_neox", {}), ("falcon", {}), ("falcon", one_key), ("deepseek_v3", {})):
         common = ["--units", "heads", "--safety", data["benign"], "--top-utility", "0", "-o", tmp_path / "N"]
         code, said = line("neurons", checkpoint(family, **layout), *common)
