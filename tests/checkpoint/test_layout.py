@@ -59,7 +59,12 @@ def test_adapter(sharded: bool, write: Write) -> None:
 
 def test_no_weights(write: Write) -> None:
     with pytest.raises(CheckpointError, match=r"/m: no adapter_model\.safetensors and no adapter_model\.saf.*json$"):
-        read_layout(write("m", {"adapter_config.json": {}, "model.safetensors": A}))
+        read_layout(write("m", {"adapter_config.json": {}}))
+    for whole, held in {"model.safetensors": A, "model.safetensors.index.json": {}}.items():
+        with pytest.raises(
+            CheckpointError, match=r"json; adapter_config\.json makes it an adapter: take that file away"
+        ):
+            read_layout(write(f"left-{whole}", {"adapter_config.json": {}, whole: held}))
     with pytest.raises(CheckpointError, match=r"; a\.pth is not read \(pickles can run code\)"):
         read_layout(write("n", {"b.bin": b"", "a.pth": b""}))
 

@@ -87,8 +87,12 @@ CASES: dict[str, Case] = {
         "--top-safety 0.0001 selects not one entry of any matrix; give a larger share", *S, *U, "--top-safety", "0.0001"
     ),
     "share of no unit": usage(
-        "--top-safety 0.1 selects not one of 1 units; give a larger share, or --group global",
+        "--top-safety 0.1 selects not one of 2 units; give a larger share",
         *S, *U, "--units", "heads", "--top-safety", "0.1",
+    ),
+    "share of no unit of a layer": usage(
+        "--top-safety 0.1 selects not one of 1 units; give --group global, or a larger share",
+        *S, *U, "--units", "heads", "--group", "matrix", "--top-safety", "0.1",
     ),
     "share of no rank": usage(
         "--top-safety 0.01 is not one rank of any tensor; give a larger share", *S, *U, "--rank", "--top-safety", "0.01"

@@ -128,6 +128,40 @@ def test_factors_over_packed_experts_are_refused(checkpoint: Build, adapter: Bui
     assert code == 6 and "target_parameters" in said and "merge" in said
 
 
+def over_each_expert(base: Path, directory: Path) -> Path:
+    """An adapter over the experts of layer 1 as peft wrote them when each expert was a module of its own."""
+    from safetensors.numpy import load_file, save_file
+
+    random, names = numpy.random.default_rng(4), ("w1", "w2", "w3")
+    factors = {}
+    for name, held in load_file(base / "model.safetensors").items():
+        module = name.removesuffix(".weight")
+        if ".layers.1." in name and module.endswith(names):
+            for part, shape in {"A": (2, held.shape[1]), "B": (held.shape[0], 2)}.items():
+                drawn = random.normal(size=shape).astype("float32")
+                factors[f"base_model.model.{module}.lora_{part}.weight"] = drawn
+    directory.mkdir()
+    save_file(factors, directory / "adapter_model.safetensors")
+    said = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "target_modules": list(names)}
+    (directory / "adapter_config.json").write_text(json.dumps({**said, "base_model_name_or_path": str(base)}))
+    return directory
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_factors_over_each_expert_are_merged_but_not_measured(
+    checkpoint: Build, tmp_path: Path, data: Mapping[str, Path], files: SimpleNamespace, line: Any
+) -> None:
+    base = checkpoint("mixtral")
+    lora = over_each_expert(base, tmp_path / "lora")
+    code, said = line("repair", lora, "--target", "delta", "--harmful", data["harmful"], "-o", tmp_path / "OUT")
+    assert code == 6 and "routed experts" in said and "merge the adapter" in said
+    wg.repair(lora, method="magnitude", target="delta", ratio=0, out=tmp_path / "OUT")
+    factors, before, after = files.tensors(lora), files.tensors(base), files.tensors(tmp_path / "OUT")
+    for name in (name for name in before if ".layers.1." in name and ".experts." in name):
+        a, b = (factors[f"base_model.model.{name.removesuffix('.weight')}.lora_{x}.weight"] for x in "AB")
+        assert numpy.allclose(after[name], before[name] + 2 * (b @ a), atol=1e-5), name
+
+
 @pytest.mark.parametrize(
     "family",
     ["mixtral", pytest.param("granitemoe", marks=pytest.mark.full), pytest.param("gpt_oss", marks=pytest.mark.full)],
@@ -263,6 +297,26 @@ def test_layers_that_guess_ahead_stay_and_are_named(
     assert {n for n in before if before[n] != after[n]} == set(result.plan.edits)
 
 
+@pytest.mark.parametrize("family", ["mixtral", pytest.param("granitemoe", marks=pytest.mark.full)])
+@pytest.mark.filterwarnings("ignore")
+def test_experts_packed_as_in_memory_are_named_and_the_way_out_is_one(
+    family: str, checkpoint: Build, tmp_path: Path, files: SimpleNamespace, line: Any
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    published = checkpoint(family)
+    model = AutoModelForCausalLM.from_pretrained(published)
+    model.save_pretrained(tmp_path / "own", save_original_format=False)
+    code, said = line("repair", tmp_path / "own", "--target", "weight", "--method", "magnitude", "-o", tmp_path / "OUT")
+    assert code == 6 and "_proj' packs experts" in said
+    assert "missing" not in said and f"published {family} models" in said and "from_config(model.config)" in said
+    assert wg.inspect(tmp_path / "own").problems == (said.removeprefix("weightguard: "),)
+    again = AutoModelForCausalLM.from_config(model.config)
+    again.load_state_dict(AutoModelForCausalLM.from_pretrained(tmp_path / "own").state_dict())
+    again.save_pretrained(tmp_path / "again")
+    assert files.raw(tmp_path / "again") == files.raw(published)
+
+
 GATE_UP, W1 = "model.layers.1.mlp.experts.gate_up_proj", "model.layers.1.block_sparse_moe.experts.3.w1.weight"
 DAMAGE: dict[str, tuple[str, Callable[[dict[str, Any]], Any], dict[str, Any], str]] = {
     "an expert is missing": ("mixtral", lambda t: t.pop(W1), {}, f"missing tensor: no {W1.removeprefix('model.')} for"),
@@ -294,10 +348,11 @@ def test_damaged_experts_are_named(case: str, checkpoint: Build, tmp_path: Path,
 def test_heads_that_are_mixed_are_refused(
     checkpoint: Build, data: Mapping[str, Path], tmp_path: Path, line: Any
 ) -> None:
-    for family in ("gpt_neox", "falcon", "deepseek_v3"):
+    one_key = {"new_decoder_architecture": False, "multi_query": True, "num_attention_heads": 2, "num_kv_heads": None}
+    for family, layout in (("gpt_neox", {}), ("falcon", {}), ("falcon", one_key), ("deepseek_v3", {})):
         common = ["--units", "heads", "--safety", data["benign"], "--top-utility", "0", "-o", tmp_path / "N"]
-        code, said = line("neurons", checkpoint(family), *common)
-        assert code == 6 and "--units rows" in said
+        code, said = line("neurons", checkpoint(family, **layout), *common)
+        assert code == 6 and "mixes heads" in said and "--units rows" in said
 
 
 @pytest.mark.parametrize(

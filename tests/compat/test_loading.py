@@ -111,3 +111,14 @@ def test_the_forward_dtype_does_not_follow_the_checkpoint(checkpoint: Build, dat
     apart = [max(numpy.abs(other[n] / double[n] - 1).max() for n in double) for other in (single, half)]
     assert apart[0] < 1e-5 and apart[1] > 1e-3
     assert wg.stats(model, data=rows, dtype="bfloat16").facts["dtype"] == "bfloat16"
+
+
+def test_sizes_that_the_stock_class_cannot_run_are_no_error_of_ours(
+    checkpoint: Build, data: Mapping[str, Path], tmp_path: Path, line: Any
+) -> None:
+    """DeepSeek V2 turns keys into complex numbers where they lie, which takes even sizes."""
+    model = checkpoint("deepseek_v2", kv_lora_rank=7)
+    code, said = line("stats", model, "--data", data["harmful"], "-o", tmp_path / "S")
+    assert code == 6 and "transformers' own code of this model fails on it: Tensor must have" in said, said
+    assert not (tmp_path / "S").exists()
+    Path(said.rpartition("please report ")[2]).unlink()

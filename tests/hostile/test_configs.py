@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,11 @@ CONFIGS: dict[str, Case] = {
         "MODEL: " + QUANTISED.format("gptq"),
         6,
     ),
+    "quantised in no word": (
+        config(quantization_config={}),
+        f"{C}quantization_config is empty, and transformers loads no such model; take it out if the weights are plain",
+        6,
+    ),
     "quantised in one word": (config(quantization_config="awq"), "MODEL: " + QUANTISED.format("awq"), 6),
     "no head": (config(num_attention_heads=0), f"{C}num_attention_heads is 0; {SIZE}"),
     "heads that do not divide the hidden size": (
@@ -206,8 +212,18 @@ TENSORS: dict[str, Case] = {
     "matrix without a row": (shape(0, 4), f"{W}{UP!r} is [0, 4], where a matrix must be"),
     "matrix without a column": (shape(6, 0), f"{W}{UP!r} is [6, 0], where a matrix must be"),
     "matrix of integers": (
+        lambda m: m.tensor(UP, "I64", (6, 4), bytes(192)),
+        f"{W}{UP!r} is I64, not a float type that can be edited",
+        6,
+    ),
+    "matrix of bytes": (
         lambda m: m.tensor(UP, "I8", (6, 4)),
-        f"{W}{UP!r} is I8, not a float type that can be edited",
+        f"{W}{UP!r} is I8, quantised; repair the unquantised model instead",
+        6,
+    ),
+    "experts in blocks of MXFP4": (
+        lambda m: m.tensor("model.layers.0.mlp.experts.down_proj_blocks", "U8", (2, 4, 1, 16), bytes(128)),
+        f"{W}'model.layers.0.mlp.experts.down_proj_blocks' is U8, quantised; repair the unquantised model instead",
         6,
     ),
     "matrix of 8-bit floats": (
@@ -249,3 +265,55 @@ def test_inspect_tells_a_config_of_another_model(model: Any) -> None:
     model.config(hidden_size=8)
     said = f"{W}'{Q}' is [4, 4], {GIVES} 8 inputs (hidden_size 8){OTHER}, and 6 more like it"
     assert wg.inspect(str(model.path)).problems == (said,)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "mamba2", "nothing known", None])
+def test_the_table_is_asked_before_transformers(kind: str | None, model: Any, tmp_path: Path) -> None:
+    import weightguard as wg
+    from weightguard.errors import UnsupportedError
+
+    model.config(model_type=kind)
+    said = re.escape(f"{C}architecture '{kind}' is not supported {ROW}\"{kind}\": {FAMILY}")
+    with pytest.raises(UnsupportedError, match=said):
+        wg.stats(model.path, out=tmp_path / "S")
+    with pytest.raises(UnsupportedError, match=said):
+        wg.attack(model.path, attack="abliteration", out=tmp_path / "OUT")
+
+
+@pytest.mark.parametrize("declared", [None, {"quant_method": "gptq"}])
+def test_inspect_calls_packed_weights_quantised_and_not_missing(declared: dict | None, model: Any) -> None:
+    import weightguard as wg
+
+    model.tensors[UP.replace(".weight", ".qweight")] = ("I8", (6, 4), b"\1" * 24)
+    del model.tensors[UP]
+    model.single()
+    model.config(quantization_config=declared)
+    (said,) = wg.inspect(str(model.path)).problems
+    assert "quantised" in said and "missing" not in said
+
+
+def test_names_of_a_wrapped_model_are_told_by_every_command(model: Any, tmp_path: Path) -> None:
+    import weightguard as wg
+    from weightguard.errors import CheckpointError
+
+    model.tensors = {f"module.{name}": held for name, held in model.tensors.items()}
+    model.single()
+    said = "tensors are named module.model.layers..., as saved from a module around the model"
+    assert [problem[: len(said)] for problem in wg.inspect(str(model.path)).problems] == [said]
+    given = {"target": "weight", "method": "magnitude", "ratio": "0.5"}
+    assert any(said in note for note in wg.repair(model.path, **given, out=tmp_path / "OUT").report.notes)
+    with pytest.raises(CheckpointError, match=r"missing tensor 'model.embed.*; tensors are named module"):
+        wg.stats(model.path, data=str(pretokenised(tmp_path)))
+    del model.tensors[f"module.{UP}"]
+    model.single()
+    with pytest.raises(CheckpointError, match=r"missing tensor: no .*; tensors are named module"):
+        wg.repair(model.path, **given, out=tmp_path / "OUT2")
+
+
+def pretokenised(place: Path) -> Path:
+    import numpy
+    from safetensors.numpy import save_file
+
+    ids = numpy.ones((1, 3), numpy.int64)
+    save_file({"input_ids": ids, "attention_mask": ids, "labels": ids}, place / "rows.safetensors")
+    return place / "rows.safetensors"

@@ -102,14 +102,14 @@ CODE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "attn_implementation, experts_implementation, kernel_config can name code and was removed",
     ),
     "a library that peft is to import": (
-        "sub/adapter_config.json",
+        "sub/generation_config.json",
         {
             "auto_mapping": {"base_model_class": "Model", "parent_library": "evil"},
             "megatron_core": "evil.core",
             "custom_generate": "evil/repo",
         },
         {},
-        "sub/adapter_config.json: auto_mapping, custom_generate, megatron_core can name code and was removed",
+        "sub/generation_config.json: auto_mapping, custom_generate, megatron_core can name code and was removed",
     ),
     "a config in a folder": (
         "sub/config.json",
@@ -173,6 +173,14 @@ def test_left_behind_in_one_line(place: Any, repair: Repair) -> None:
     for name in ("b.bin", "a.gguf", "sub/c.pt"):
         (place.model / name).write_bytes(b"x")
     assert repair()["notes"] == ["left behind, not repaired and not needed to load: a.gguf, b.bin, sub/c.pt"]
+
+
+def test_an_adapter_in_a_folder_leaves_nothing_of_itself(place: Any, repair: Repair) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (place.model / "sub" / name).write_bytes(b"{}")
+    said = "left behind, not repaired and not needed to load: sub/adapter_config.json, sub/adapter_model.safetensors"
+    assert repair()["notes"] == [said]
+    assert not (place.out / "sub" / "adapter_config.json").exists()
 
 
 def test_hidden_files_are_not_carried(place: Any, repair: Repair) -> None:

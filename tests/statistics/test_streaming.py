@@ -97,6 +97,7 @@ def test_tied_and_headless(options: dict[str, bool], checkpoint: Build) -> None:
         ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
         ("phi3", {"target_modules": "all-linear"}),
         ("mixtral", {"target_modules": ["q_proj", "o_proj"]}),
+        ("llama4_text", {"target_modules": ["q_proj"]}),  # sends ids to where its embedding lies
     ],
     ids=str,
 )

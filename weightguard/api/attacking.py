@@ -105,7 +105,7 @@ def _job(
     getattr(attack, "check", lambda: None)()
     check_training(running, output)
     check_target(output.out, output.force)
-    subject = open_subject(reference, offline=offline, search=False)
+    subject = open_subject(reference, offline=offline, search=False, named=True)
     check_apart(output.out, subject.inputs)
     check_companions(subject.model)
     check_space(output.out.parent, training_space(subject))

@@ -14,10 +14,12 @@ from weightguard.checkpoint import (
     Linear,
     TensorInfo,
     decoder_linears,
+    foreign_names,
     misfits,
     named_code,
     open_checkpoint,
     opened,
+    quantised,
     read_exactly,
     resolve,
 )
@@ -104,11 +106,12 @@ def _roles(checkpoint: Checkpoint) -> tuple[dict[str, tuple[str, int]], list[str
         linears = decoder_linears(checkpoint.config, checkpoint.tensors)
         return {n: (linear.role, linear.layer) for n, linear in linears.items()}, _misfits(checkpoint, linears)
     except WeightguardError as error:
-        return {}, [str(error)]
+        packed = not checkpoint.is_adapter and quantised(checkpoint)  # its linears have names of their own
+        return {}, [] if packed else [str(error)]
 
 
 def _misfits(checkpoint: Checkpoint, linears: Mapping[str, Linear]) -> list[str]:
-    found = misfits(checkpoint.config, linears, checkpoint.tensors)
+    found = [] if quantised(checkpoint) else misfits(checkpoint.config, linears, checkpoint.tensors)
     return [f"{found[0]}" + (f", and {len(found) - 1} more like it" if len(found) > 1 else "")] if found else []
 
 
@@ -121,9 +124,12 @@ def _config_problems(checkpoint: Checkpoint) -> list[str]:
     code = named_code(config)
     if code:
         problems.append(f"config.json: {', '.join(code)} can name code; weightguard never follows it")
-    if config.get("quantization_config"):
-        problems.append("config.json: quantised weights; they can be inspected, not repaired")
-    return problems
+    said = None if checkpoint.is_adapter else quantised(checkpoint)
+    if said is not None:
+        declared = config.get("quantization_config")
+        problems.append("config.json: quantised weights; they can be inspected, not repaired" if declared else said)
+    odd = None if checkpoint.is_adapter else foreign_names(config, checkpoint.tensors)
+    return [*problems, odd] if odd else problems
 
 
 def _stray(checkpoint: Checkpoint) -> list[str]:

@@ -108,7 +108,7 @@ def stats(
     if out is not None:
         check_free(Path(out), force=force)
     running = Running(device, dtype, threads, max_length, as_bytes(max_memory))
-    subject = open_subject(str(model), offline=offline, search=False)
+    subject = open_subject(str(model), offline=offline, search=False, named=True)
     if out is not None:
         from weightguard.rewrite import check_apart
 

@@ -22,6 +22,7 @@ from weightguard.checkpoint import (
     check_pairing,
     check_same,
     decoder_linears,
+    foreign_names,
     in_scope,
     is_known,
     misfits,
@@ -30,7 +31,7 @@ from weightguard.checkpoint import (
     resolve,
 )
 from weightguard.checkpoint.adapter import base_tensors, lora_pairs
-from weightguard.errors import CheckpointError, InputError, MismatchError, SystemFailure, UsageError
+from weightguard.errors import CheckpointError, InputError, MismatchError, SystemFailure, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from weightguard.statistics.subspace import Direction
@@ -62,7 +63,14 @@ class Subject:
     @cached_property
     def named(self) -> dict[str, Linear]:
         """The decoder linears by the on-disk names of the full model."""
-        return decoder_linears(self.model.config, self.model.tensors)
+        try:
+            return decoder_linears(self.model.config, self.model.tensors)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {self._odd}") if self._odd else error from None
+
+    @cached_property
+    def _odd(self) -> str | None:
+        return foreign_names(self.model.config, self.model.tensors)
 
     def check_shapes(self) -> None:
         """Refuse tensors that are not what the config makes. Layers that lack some are told where all are needed."""
@@ -70,7 +78,7 @@ class Subject:
             return
         try:
             found = self.named
-        except CheckpointError:
+        except (CheckpointError, UnsupportedError):
             return
         for misfit in misfits(self.model.config, found, self.model.tensors):
             raise CheckpointError(str(misfit))
@@ -132,10 +140,18 @@ def open_subject(
     *,
     offline: bool = False,
     search: bool = True,
+    named: bool = False,
 ) -> Subject:
-    """Resolve, open and pair. `search`: look for the aligned model where none is given. Errors name file or tensor."""
+    """Resolve, open and pair. `search`: look for the aligned model where none is given. Errors name file or tensor.
+
+    named: roles of all its tensors are needed, so that an architecture without a row in the table is refused.
+    """
     subject = _tuned(reference, aligned, offline, search)
     subject.check_shapes()  # a config of another model is told now, before a library trips over it
+    if named:
+        _ = subject.named
+    if subject._odd:
+        subject = dataclasses.replace(subject, notes=(*subject.notes, f"{subject.model.label}: {subject._odd}"))
     if unaligned is None:
         return subject
     before = open_checkpoint(_alone(resolve(unaligned, offline=offline)))

@@ -55,6 +55,9 @@ def _single(directory: Path, kind: str, single: Path) -> Layout:
     if not os.path.lexists(single):
         other = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf"))
         also = f"; {other[0]} is not read (pickles can run code): convert it to safetensors first" if other else ""
+        whole = f"{_STEM[MODEL]}.safetensors"
+        if kind == ADAPTER and any(os.path.lexists(directory / name) for name in (whole, f"{whole}.index.json")):
+            also += "; adapter_config.json makes it an adapter: take that file away to have the full model beside it"
         raise CheckpointError(f"{directory}: no {single.name} and no {single.name}.index.json{also}")
     return Layout(kind, (single.name,), {single.name: header_of(directory, single.name)}, None, ())
 

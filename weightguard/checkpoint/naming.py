@@ -100,6 +100,7 @@ _LATENT = _under("self_attn", kv_a="kv_a_proj_with_mqa", kv_b="kv_b_proj", o="o_
 _ROUTED = _renamed("expert", _GATED, "mlp.experts.*")
 _LINEAR_ATTENTION = _under("linear_attn", linear_in="in_proj_qkvz", linear_gates="in_proj_ba", linear_o="out_proj")
 _PACKED = {"expert_gate_up": "experts.gate_up_proj#*", "expert_down": "experts.down_proj#*"}
+_IN_MEMORY = tuple(path.removesuffix("#*") for path in _PACKED.values())
 _FEED_FORWARD = _under("feed_forward", gate="gate_proj", up="up_proj", down="down_proj")
 
 _LLAMA = Family("layers", (_QKVO,), (_GATED,))
@@ -282,7 +283,9 @@ def _matrices(info: TensorInfo) -> list[TensorInfo]:
 
 
 def decoder_linears(config: dict, tensors: Mapping[str, TensorInfo]) -> dict[str, Linear]:
-    """On-disk tensor name -> Linear, in (layer, role) order. A layer without one of its linears is an error."""
+    """On-disk tensor name -> Linear, in (layer, role) order. Errors: CheckpointError for a layer without one of its
+    linears, UnsupportedError for packed experts where published models have none."""
+    _check_packing(config, tensors.values())
     paths = {name.removesuffix(".weight"): name for name in tensors if name.endswith(".weight") or "#" in name}
     matched, beyond = match_linears(family_of(config), paths), predicting_layers(config)
     found = {path: linear for path, linear in matched.items() if linear.layer not in beyond}
@@ -292,6 +295,17 @@ def decoder_linears(config: dict, tensors: Mapping[str, TensorInfo]) -> dict[str
         if len(info.shape) != 2 or 0 in info.shape:
             raise CheckpointError(f"{info.file}: tensor {info.name!r} is {list(info.shape)}, where a matrix must be")
     return {paths[path]: dataclasses.replace(linear, tensor=paths[path]) for path, linear in found.items()}
+
+
+def _check_packing(config: dict, tensors: Iterable[TensorInfo]) -> None:
+    """Experts that only transformers' memory packs are no damage, but none of the published layouts. UnsupportedError."""
+    for info in tensors:
+        if info.name.endswith(_IN_MEMORY) and len(info.shape) == 3 and 0 not in info.shape and info.dtype in FLOATS:
+            raise UnsupportedError(
+                f"{info.file}: tensor {info.name!r} packs experts as transformers does in memory, which is not the layout "
+                f"of published {config['model_type']} models; load the model, put its state_dict into "
+                f"AutoModelForCausalLM.from_config(model.config), and repair what save_pretrained of that writes"
+            )
 
 
 def predicting_layers(config: dict) -> range:

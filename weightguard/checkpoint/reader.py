@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     import torch
 
 _TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# How GPTQ, AWQ, HQQ and compressed-tensors name what they pack; and what bitsandbytes and MXFP4 hold in whole bytes.
+_PACKED = (".qweight", ".weight_packed", ".W_q")
+_IN_BYTES = (".weight", "_proj_blocks")
 
 
 @dataclass(frozen=True)
@@ -185,14 +188,28 @@ def open_checkpoint(resolved: Resolved) -> Checkpoint:
 
 def check_editable(checkpoint: Checkpoint) -> None:
     """Refuse quantised weights by name: an edit of packed integers or scaled floats would not mean what it says."""
-    quantisation = checkpoint.config.get("quantization_config")
-    if quantisation:
-        kind = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
-        raise UnsupportedError(
-            f"{checkpoint.label}: quantised weights ({kind}) cannot be edited; repair the unquantised model, then quantise"
+    said = quantised(checkpoint)
+    if said is not None:
+        raise UnsupportedError(said)
+
+
+def quantised(checkpoint: Checkpoint) -> str | None:
+    """Why the weights count as quantised, by the config or by what the files hold; None where they are plain."""
+    declared = checkpoint.config.get("quantization_config")
+    if declared == {}:
+        return (
+            "config.json: quantization_config is empty, and transformers loads no such model; take it out if the weights "
+            "are plain"
         )
-    for info in checkpoint.tensors.values():
-        if info.dtype.startswith(("F8_", "F6_", "F4")) or info.name.endswith((".qweight", ".weight_packed")):
-            raise UnsupportedError(
-                f"{info.file}: tensor {info.name!r} is {info.dtype}, quantised; repair the unquantised model instead"
-            )
+    if declared:
+        kind = declared.get("quant_method") if isinstance(declared, dict) else declared
+        return f"{checkpoint.label}: quantised weights ({kind}) cannot be edited; repair the unquantised model, then quantise"
+    info = next((each for each in checkpoint.tensors.values() if _is_quantised(each)), None)
+    if info is None:
+        return None
+    return f"{info.file}: tensor {info.name!r} is {info.dtype}, quantised; repair the unquantised model instead"
+
+
+def _is_quantised(info: TensorInfo) -> bool:
+    small = info.dtype.startswith(("F8_", "F6_", "F4"))
+    return small or info.name.endswith(_PACKED) or (info.dtype in ("I8", "U8") and info.name.endswith(_IN_BYTES))

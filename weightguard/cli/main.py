@@ -101,6 +101,11 @@ def _ending(error: BaseException) -> int:
         return _say(_os_words(error), 5)
     if lacks_memory(error):
         return _say("out of memory", 5)
+    if _of_model_class(error):
+        words = f"transformers' own code of this model fails on it: {str(error)[:300]}"
+        return _say(
+            f"{words}; if another --dtype fails too but stock transformers runs it, please report {_log(error)}", 6
+        )
     return _say(f"internal error: {type(error).__name__}; please report it with {_log(error)}", 70)
 
 
@@ -125,6 +130,12 @@ def _of_stdout(error: OSError) -> bool:
     """Whether it came of showing the result: such an error names no file, and click or `main` were at work."""
     places = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
     return isinstance(error, BrokenPipeError) or (not error.filename and places[-1:] in (["click.utils"], [__name__]))
+
+
+def _of_model_class(error: BaseException) -> bool:
+    """Whether a stock model came upon it while it ran, as one does whose sizes do not suit its own arithmetic."""
+    places = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((p for p in reversed(places) if not p.startswith("torch")), "").startswith("transformers.models.")
 
 
 def _log(error: BaseException) -> str:

@@ -66,14 +66,14 @@ def unit_groups(material: Material, units: str) -> dict[str, Group]:
     layers: dict[str, dict[str, Member]] = {}
     from weightguard.checkpoint import family_of
 
+    if not family_of(material.checkpoint.config).heads_apart:
+        raise UnsupportedError("--units heads: this architecture mixes heads in its q, k and v; give --units rows")
     heads, shared = _head_counts(material)
     for name, linear in material.linears.items():
         if linear.role in _ATTENTION:
             owner = _head_owner(material, name, heads, shared)
             form = "columns" if linear.role == "o" else "rows"
             layers.setdefault(f"layer {linear.layer}", {})[name] = Member(form, owner, material.shape(name))
-    if not family_of(material.checkpoint.config).heads_apart:
-        raise UnsupportedError("--units heads: this architecture mixes heads in its q, k and v; give --units rows")
     if not layers:
         raise UsageError("--units heads: no tensor of attention is in --scope; give scope all or q,k,v,o")
     return {name: Group(shared, members) for name, members in layers.items()}
@@ -162,9 +162,9 @@ def top_units(scores: Mapping[str, numpy.ndarray], share: Decimal, group: str, f
         found |= dict(zip(names, numpy.split(mask, cuts), strict=True))
     if share and not any(mask.any() for mask in found.values()):
         smallest = min(each.size for each in scores.values())
-        raise UsageError(
-            f"--{flag} {share} selects not one of {smallest} units; give a larger share, or --group global"
-        )
+        of_all = sum(each.size for each in scores.values())
+        said = f"{of_all} units; give" if group == "global" else f"{smallest} units; give --group global, or"
+        raise UsageError(f"--{flag} {share} selects not one of {said} a larger share")
     return {name: found[name] for name in scores}
 
 

@@ -70,7 +70,8 @@ def _sorted_out(model: Checkpoint) -> tuple[list[str], list[str]]:
         if not name.isprintable():
             raise CheckpointError(f"{name!r}: a file name that is not printable text; rename it, or move it away")
         kind = "".join(Path(name).suffixes[-1:]).lower()
-        (left if kind in _WEIGHTS or kind in _CODE or name.endswith("/") else kept).append(name)
+        adapts = Path(name).name == "adapter_config.json"  # of another adapter, whose weights are left behind
+        (left if kind in _WEIGHTS or kind in _CODE or name.endswith("/") or adapts else kept).append(name)
     return kept, left
 
 

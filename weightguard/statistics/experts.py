@@ -15,15 +15,21 @@ from typing import Any
 import torch
 
 from weightguard.checkpoint import Family, Linear
+from weightguard.errors import UnsupportedError
 
 # (site, expert, inputs (n, in), counted (n,))
 Seen = tuple[str, int, torch.Tensor, torch.Tensor]
 
 
 def expert_modules(family: Family, modules: dict[str, torch.nn.Module]) -> dict[int, torch.nn.Module]:
-    """Layer -> the module that holds its routed experts."""
+    """Layer -> the module that holds its routed experts. Error: UnsupportedError where peft has put factors over them."""
     pattern = re.compile(rf"{family.place}{family.block}\.(\d{{1,5}})\.\w+\.experts$")
     found = {match[1]: module for path, module in modules.items() if (match := pattern.search(path))}
+    if not all(map(packs_experts, found.values())):
+        raise UnsupportedError(
+            "the adapter changes routed experts, which peft runs packed, so that no single one can be measured; "
+            "merge the adapter with peft first, or take a method that needs no data"
+        )
     return {int(layer): module for layer, module in found.items()}
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from weightguard.checkpoint import Checkpoint, without_choices
+from weightguard.checkpoint import Checkpoint, family_of, foreign_names, without_choices
 from weightguard.errors import CheckpointError, UnsupportedError, UsageError, lacks_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -48,7 +49,7 @@ def load_model(
                 path, config=config, dtype=dtype_of(dtype), local_files_only=True, use_safetensors=True, trust_remote_code=False,
                 ignore_mismatched_sizes=True, output_loading_info=True, experts_implementation="eager", **given,
             )  # fmt: skip
-        except (CheckpointError, UsageError):
+        except (CheckpointError, UnsupportedError, UsageError):
             raise
         except Exception as error:  # model classes trust their configs and fail in every way there is
             raise _failure(error, f"{checkpoint.label}: transformers cannot load it") from error
@@ -63,6 +64,8 @@ def _class_of(config: Any, classifier: bool) -> Any:
     if classifier:
         return AutoModelForSequenceClassification._model_mapping[type(config)]
     heads = AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM
+    if type(config) not in heads._model_mapping:
+        raise UnsupportedError(f"config.json: transformers has no causal {config.model_type} model")
     return heads._model_mapping[type(config)]
 
 
@@ -99,9 +102,8 @@ def _check_loaded(checkpoint: Checkpoint, prefix: str, said: Mapping[str, Any]) 
     whole = not prefix or any(name.startswith(f"{prefix}.") for name in checkpoint.tensors)
     lacking = sorted(name for name in said["missing_keys"] if whole or name.startswith(f"{prefix}."))
     if lacking:
-        raise CheckpointError(
-            f"{checkpoint.label}: missing tensor {lacking[0]!r}, which the architecture needs; download or save it again"
-        )
+        why = foreign_names(checkpoint.config, checkpoint.tensors) or "download or save it again"
+        raise CheckpointError(f"{checkpoint.label}: missing tensor {lacking[0]!r}, which the architecture needs; {why}")
 
 
 def bare_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
@@ -109,6 +111,7 @@ def bare_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
 
     Errors: UnsupportedError, CheckpointError.
     """
+    family_of(checkpoint.config)  # what the table lacks is told as that, before transformers trips over it
     config = model_config(checkpoint)
     with quiet():
         try:
@@ -116,7 +119,7 @@ def bare_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
             _check_size(checkpoint, kind, config)
             with _weightless():
                 model = kind._from_config(config, dtype=dtype_of(dtype), experts_implementation="eager").eval()
-        except (CheckpointError, UsageError):
+        except (CheckpointError, UnsupportedError, UsageError):
             raise
         except Exception as error:  # as in load_model
             raise _failure(error, f"{checkpoint.label}: transformers cannot load it") from error
@@ -256,7 +259,9 @@ def load_adapted(base: Any, adapter: Checkpoint, state_dict: Mapping[str, torch.
     """`base` with the adapter over it, not merged, in eval mode; `state_dict` replaces the adapter's tensors."""
     import peft
 
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        # peft packs factors of single experts under patterns of its own, and then warns of those
+        warnings.filterwarnings("ignore", message=".*_pattern keys did not match any targeted module")
         try:
             model = peft.PeftModel.from_pretrained(base, str(adapter.directory), local_files_only=True)
             if state_dict is not None:

@@ -41,6 +41,7 @@ class StreamedModel:
     ) -> None:
         self._checkpoint, self._read, self._device = checkpoint, read or checkpoint.read, device
         self._dtype = dtype_of(dtype)
+        self._by_row: torch.nn.Module | None = None
         self._plain = bare_model(checkpoint, dtype, device)
         self._filler = Filler(self._plain, checkpoint, dtype)
         self.vocabulary: int = self._plain.get_input_embeddings().weight.shape[0]
@@ -85,7 +86,7 @@ class StreamedModel:
         before = self._place if part is None else f"{self._place}{self.block}.{part}."
         for owner, name, path, _ in self._held(self.inner, part):
             bare = _OF_PEFT.sub("", path)
-            if bare in plain and f"{before}{bare}" not in self._trained:
+            if owner is not self._by_row and bare in plain and f"{before}{bare}" not in self._trained:
                 owner._parameters[name] = plain[bare]
 
     def _look_up_rows(self) -> None:
@@ -96,6 +97,7 @@ class StreamedModel:
         if name not in self._parts[None]:
             return
         self._parts[None].remove(name)
+        self._by_row = embedding
         embedding.padding_idx, whole = None, embedding.forward
 
         def forward(ids: torch.Tensor) -> torch.Tensor:
