@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,3 +140,24 @@ def _schema(form: Any) -> dict[str, Any]:
     if isinstance(form, Text):
         return {"type": "string", "pattern": f"^{form.pattern}$"}
     return {} if isinstance(form, Anything) else {"type": _SCHEMA[form]}
+
+
+def toml(raw: bytes, what: str) -> dict[str, Any]:
+    """The table in the bytes of a TOML file. Error: InputError in one line that begins with `what`."""
+    try:
+        found = tomllib.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what}: byte {error.start}: not UTF-8") from None
+    except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
+        raise InputError(f"{what}: not TOML: {' '.join(str(error).split())[:200]}") from None
+    _check_whole_numbers(found, what)
+    return found
+
+
+def _check_whole_numbers(value: Any, what: str) -> None:
+    """TOML promises 64 bits. Python takes more, and in hexadecimal so many that it cannot print them."""
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise InputError(f"{what}: a whole number of more than 64 bits, which is not TOML")
+    held = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in held:
+        _check_whole_numbers(each, f"{what}.{str(key)[:100]}")

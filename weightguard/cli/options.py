@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from weightguard import api
+from weightguard import api, forms
+from weightguard.errors import InputError
 
 Command = Callable[..., Any]
 
@@ -168,9 +168,11 @@ def _read_config(context: click.Context, _parameter: click.Parameter, path: Path
     if path is None:
         return
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise click.UsageError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
+        values = forms.toml(path.read_bytes(), f"--config {path}")
+    except OSError as error:
+        raise click.UsageError(f"--config {path}: {error.strerror}") from error
+    except InputError as error:
+        raise click.UsageError(str(error)) from error
     if any("\0" in str(value) for value in values.values()):
         raise click.UsageError(f"--config {path}: a value holds a NUL character")
     known = {parameter.name for parameter in context.command.params}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -80,10 +79,7 @@ class Grid:
     @staticmethod
     def parse(raw: bytes, what: str) -> Grid:
         """The grid in the bytes of a TOML file. Error: InputError in one line that begins with `what`."""
-        try:
-            data = tomllib.loads(raw.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{what}: not TOML: {' '.join(str(error).split())[:200]}") from None
+        data = forms.toml(raw, what)
         forms.check(data, Record(REQUIRED, OPTIONAL), what)
         return Grid.of(data, what)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -116,12 +115,7 @@ def shipped_policy() -> bytes:
 def _parsed(raw: bytes, what: str) -> Any:
     if len(raw) > MAX_BYTES:
         raise InputError(f"{what}: {len(raw)} bytes; a policy has at most {MAX_BYTES}")
-    try:
-        return tomllib.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{what}: byte {error.start}: not UTF-8") from None
-    except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
-        raise InputError(f"{what}: not TOML: {' '.join(str(error).split())[:200]}") from None
+    return forms.toml(raw, what)
 
 
 def _check_values(data: Mapping[str, Any], what: str) -> None:
