@@ -56,7 +56,7 @@ MAY = {
         "validate",
         "weights",
     },
-    "cli": {"api"},
+    "cli": {"api", "forms"},
     "__init__": {"api"},
     "__main__": {"cli"},
 }
