@@ -150,6 +150,12 @@ def test_policy(data: st.DataObject) -> None:
         assert all(abs(limit.worst) < float("inf") and limit.min_n >= 1 for limit in found.limits)
 
 
+@pytest.mark.parametrize("value", [hex(16**5000), f"[{hex(16**5000)}]"], ids=["number", "list"])
+def test_a_policy_of_a_format_beyond_all_digits(value: str) -> None:
+    text = shipped_policy().decode().replace("format = 1", f"format = {value}", 1)
+    assert refused(lambda: Policy.parse(text.encode(), "p.toml"))
+
+
 def test_nothing_of_the_fuzzer_needs_atheris_here() -> None:
     """Its file is at least Python: atheris is not among the dependencies."""
     compile((Path(__file__).parents[2] / "benchmarks" / "fuzz.py").read_text(), "fuzz.py", "exec")

@@ -66,10 +66,11 @@ class Subject:
         try:
             return decoder_linears(self.model.config, self.model.tensors)
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; {self._odd}") if self._odd else error from None
+            raise CheckpointError(f"{error}; {self.odd}") if self.odd else error from None
 
     @cached_property
-    def _odd(self) -> str | None:
+    def odd(self) -> str | None:
+        """What the names of the model's tensors tell, where no stock class would find its weights by them."""
         return foreign_names(self.model.config, self.model.tensors)
 
     def check_shapes(self) -> None:
@@ -150,8 +151,8 @@ def open_subject(
     subject.check_shapes()  # a config of another model is told now, before a library trips over it
     if named:
         _ = subject.named
-    if subject._odd:
-        subject = dataclasses.replace(subject, notes=(*subject.notes, f"{subject.model.label}: {subject._odd}"))
+    if subject.odd:
+        subject = dataclasses.replace(subject, notes=(*subject.notes, f"{subject.model.label}: {subject.odd}"))
     if unaligned is None:
         return subject
     before = open_checkpoint(_alone(resolve(unaligned, offline=offline)))

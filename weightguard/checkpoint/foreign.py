@@ -9,7 +9,10 @@ from weightguard.checkpoint.naming import family_of, is_known, sees
 from weightguard.checkpoint.shapes import OUTPUT_EMBEDDINGS
 
 # What stock classes put before the list of layers; what stands before that again is of a module around the model.
-_PLACE = r"(?:model\.(?:decoder\.)?|transformer\.|gpt_neox\.|decoder\.|(?:model\.)?language_model\.(?:model\.)?)?"
+_PLACES = (
+    "model.language_model.model.", "model.language_model.", "language_model.model.", "language_model.", "model.decoder.",
+    "decoder.", "model.", "transformer.", "gpt_neox.", "",
+)  # fmt: skip
 _OTHER_HEADS = ("score.weight", "classifier.weight", "qa_outputs.weight")
 
 
@@ -22,15 +25,21 @@ def _wrapped(config: dict, names: Collection[str]) -> str | None:
     if not is_known(config) or sees(config):
         return None
     block = family_of(config).block
-    layer = re.compile(rf"((?:[^.]+\.)*?)({_PLACE}{block})\.\d{{1,5}}\.")
-    around = {match[1]: match[2] for name in names if (match := layer.match(name))}
+    layer = re.compile(rf"(?:^|\.)(?={block}\.\d{{1,5}}\.)")
+    places = {name[: match.end()] for name in names if (match := layer.search(name))}
+    around = {_outside(place): place + block for place in sorted(places)}
     if not around or "" in around:
         return None
-    outer, inner = min(around.items())
+    outer, first = min(around.items())
     return (
-        f"tensors are named {outer}{inner}..., as saved from a module around the model; save the model in it, whose names "
+        f"tensors are named {first}..., as saved from a module around the model; save the model in it, whose names "
         f"have no {outer!r}"
     )
+
+
+def _outside(place: str) -> str:
+    """What stands before the longest place of a stock class, of which every component is whole."""
+    return place.removesuffix(next(each for each in _PLACES if f".{place}".endswith(f".{each}")))
 
 
 def _old_norms(names: Collection[str]) -> str | None:
