@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from weightguard.rewrite import publish
 from weightguard.rewrite.resume import NAME
 
 Held = dict[str, tuple[Any, ...]]
@@ -31,11 +33,11 @@ def finished(place: Any) -> list[str]:
 
 
 def kept(place: Any, *more: str, method: str = "magnitude") -> int:
-    """How many shards a run with --resume keeps. A shard that is written makes two files, one that is kept only its
-    line in the journal; ten more are made in any case."""
+    """How many shards a run with --resume keeps. A shard that is written makes two files (itself, and its line in the
+    journal); the journal of what is kept and ten more are made in any case."""
     ended = place.run(*place.arguments("--resume", *more, method=method), how="count")
     assert ended.code == 0, ended.said
-    return 2 * 3 + 10 - (place.root / "calls").read_text().split().count("create")
+    return 3 - ((place.root / "calls").read_text().split().count("create") - 11) // 2
 
 
 @pytest.mark.parametrize("at", [pytest.param(n, marks=() if n in SAMPLED else pytest.mark.full) for n in range(CALLS)])
@@ -68,6 +70,25 @@ def test_killed_again_and_again(place: Any, reference: Held) -> None:
     for at, done in ((12, 1), (15, 2)):
         assert place.run(*place.arguments("--resume"), at=at, how="killed before").code == -signal.SIGKILL
         assert len(finished(place)) == done, at
+    assert kept(place) == 2 and place.held() == reference
+
+
+def test_killed_while_the_output_is_read_again(place: Any, reference: Held) -> None:
+    """All shards are there by then, and all of them are kept."""
+
+    def prepare() -> None:
+        publish.verify_output = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+
+    assert place.run(*place.arguments(), prepare=prepare).code == -signal.SIGKILL
+    assert finished(place) == SHARDS and kept(place) == 3
+    assert place.held() == reference and place.litter() == ["calls"]
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_a_resumed_run_that_is_killed_forgets_nothing(at: int, place: Any, reference: Held) -> None:
+    """From its first call to those of the third shard."""
+    stopped(place)
+    assert place.run(*place.arguments("--resume"), at=at, how="killed after").code == -signal.SIGKILL
     assert kept(place) == 2 and place.held() == reference
 
 
@@ -171,7 +192,7 @@ def test_resume_beside_a_run_at_work(place: Any) -> None:
 
 def test_space_that_a_killed_run_takes_counts_as_free(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its files go, or are kept in place of new ones."""
-    from weightguard.rewrite import Stage, publish
+    from weightguard.rewrite import Stage
 
     stopped(place)
     held = sum(p.stat().st_size for p in stage(place).iterdir())

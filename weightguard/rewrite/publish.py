@@ -14,6 +14,7 @@ from weightguard.rewrite import manifest as manifests
 from weightguard.rewrite.card import model_card
 from weightguard.rewrite.companions import check_companions, copy_companions, write_companion
 from weightguard.rewrite.manifest import Manifest
+from weightguard.rewrite.resume import NAME as JOURNAL
 from weightguard.rewrite.resume import Journal
 from weightguard.rewrite.stage import Stage, check_space
 from weightguard.rewrite.stream import Written, write_weights
@@ -63,10 +64,10 @@ def rewrite(
         others["README.md"] = write_companion(stage.path / "README.md", card)
         manifest = manifests.build(plan, written, inputs, others, facts)
         write_companion(stage.path / manifests.NAME, manifest.to_bytes())
-        journal.remove()
         if options.verify_write:
             output = open_checkpoint(Resolved(stage.path, None, None, str(target), None))
             verify_output(output, manifest, counted(progress, "verify", total))
+        journal.remove()
         stage.publish()
     return manifest
 
@@ -74,7 +75,7 @@ def rewrite(
 def _kept(journal: Journal, stage: Stage) -> Written:
     """What is known of the shards of a killed run that are still right; all else is gone from the stage."""
     kept = journal.finished()
-    stage.clear(kept.files_out)
+    stage.clear({*kept.files_out, JOURNAL})
     journal.begin(kept)
     return kept
 

@@ -1,6 +1,6 @@
 """Going on after a kill: the finished shards of the stage that need not be written again.
 
-A journal lies beside the shards, a line for each that has reached the disk, and is removed before the stage is published.
+A journal lies beside the shards, a line for each that has reached the disk. It goes last, once the stage was read again.
 Its lines count when they come from the same plan, inputs and versions, and only as far as shard, input shard and aligned
 tensors, all read again, still have the digests it says. So a resumed run ends in the bytes of one that was never killed.
 """
@@ -24,6 +24,7 @@ from weightguard.rewrite.stream import CHUNK, Written
 from weightguard.weights import Sources
 
 NAME = ".finished.jsonl"
+_NEW = NAME + ".new"
 
 
 class Journal:
@@ -38,13 +39,19 @@ class Journal:
 
     def add(self, file: str, written: Written) -> None:
         """Note a shard that is on the disk."""
+        self._append(NAME, self._line(file, written))
+
+    def _line(self, file: str, written: Written) -> bytes:
         names = {info.name for info in self.sources.model.by_file[file]}
         tables = {key: _of(getattr(written, key), names) for key in ("tensors_in", "tensors_out", "aligned")}
         changes = {name: change.as_dict() for name, change in _of(written.changes, names).items()}
         line = {"run": self._run, "file": file, "in": written.files_in[file], "out": written.files_out[file],
                 **tables, "changes": changes}  # fmt: skip
-        with (self.directory / NAME).open("ab", buffering=0) as journal:
-            write_all(journal.fileno(), b" ".join(strict_json.dump(line).split(b"\n")) + b"\n")
+        return b" ".join(strict_json.dump(line).split(b"\n")) + b"\n"
+
+    def _append(self, name: str, data: bytes) -> None:
+        with (self.directory / name).open("ab", buffering=0) as journal:
+            write_all(journal.fileno(), data)
 
     def finished(self) -> Written:
         """What is known of the shards that can be kept: the first ones, up to one that is missing or not what it was."""
@@ -64,9 +71,9 @@ class Journal:
         (self.directory / NAME).unlink(missing_ok=True)
 
     def begin(self, kept: Written) -> None:
-        """A journal of the kept shards only, once the one that was found is gone."""
-        for file in kept.files_out:
-            self.add(file, kept)
+        """A journal of the kept shards only, in place of the one that was found: a kill leaves the one or the other."""
+        self._append(_NEW, b"".join(self._line(file, kept) for file in kept.files_out))
+        (self.directory / _NEW).rename(self.directory / NAME)
 
     def _lines(self) -> Iterator[Any]:
         path = self.directory / NAME
