@@ -17,7 +17,6 @@ from weightguard.checkpoint import (
     misfits,
     named_code,
     open_checkpoint,
-    opened,
     read_exactly,
     resolve,
 )
@@ -164,7 +163,7 @@ def _read_all(
     total = sum(info.nbytes for info in checkpoint.tensors.values())
     for file, header in checkpoint.headers.items():
         whole = hashlib.sha256(header.raw)
-        with opened(checkpoint.directory, file) as descriptor:
+        with checkpoint.opened(file) as descriptor:
             for info in checkpoint.by_file[file]:
                 own, odd, zero = hashlib.sha256(), False, info.nbytes > 0
                 for position in range(info.start, info.end, CHUNK):

@@ -59,26 +59,48 @@ class TensorInfo(NamedTuple):
         return prod(self.shape)
 
 
+class State(NamedTuple):
+    """What tells that a name leads to the file it led to, and that nobody wrote to it.
+
+    The time of the inode is left out: a hard link, another owner or another mode change no byte.
+    """
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+
 @dataclass(frozen=True)
 class Header:
-    """`raw` is the length word and the JSON as found, so that a rewrite keeps order, padding and metadata."""
+    """`raw` is the length word and the JSON as found, so that a rewrite keeps order, padding and metadata.
+
+    state: of the file just before the header was read.
+    """
 
     raw: bytes
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
+    state: State
+
+
+def state_of(descriptor: int) -> State:
+    """The state of an open file."""
+    status = os.fstat(descriptor)
+    return State(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def read_header(descriptor: int, file: str) -> Header:
     """Read and check the header of an open file; `file` is the name used in messages. Errors: CheckpointError."""
-    size = os.fstat(descriptor).st_size
-    length = _header_length(descriptor, file, size)
+    state = state_of(descriptor)
+    length = _header_length(descriptor, file, state.size)
     raw = os.pread(descriptor, 8 + length, 0)
     if len(raw) != 8 + length:
         raise CheckpointError(f"{file}: the file became shorter while it was read; copy it again")
     with _uncollected():
         tensors, metadata = _plain(raw[8:], file, 8 + length) or _parsed(raw[8:], file, 8 + length)
-    _check_cover(tensors, file, 8 + length, size)
-    return Header(raw, tensors, metadata)
+    _check_cover(tensors, file, 8 + length, state.size)
+    return Header(raw, tensors, metadata, state)
 
 
 @contextlib.contextmanager

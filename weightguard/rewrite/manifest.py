@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from weightguard.checkpoint import Checkpoint, allowed_target, opened, strict_json
+from weightguard.checkpoint import Checkpoint, allowed_target, strict_json
 from weightguard.errors import CheckpointError
 from weightguard.plan import Plan
 from weightguard.rewrite.stream import Written
@@ -182,7 +182,7 @@ def identity(checkpoint: Checkpoint, *, whole: bool = False) -> dict[str, Any]:
 
 
 def _digest(checkpoint: Checkpoint, file: str) -> str:
-    with opened(checkpoint.directory, file) as descriptor, os.fdopen(os.dup(descriptor), "rb") as stream:
+    with checkpoint.opened(file) as descriptor, os.fdopen(os.dup(descriptor), "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

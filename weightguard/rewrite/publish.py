@@ -56,6 +56,7 @@ def rewrite(
         kept = _kept(journal, stage) if options.resume else Written()
         steps = counted(progress, "write", total)
         written = write_weights(plan, sources, stage.path, steps, kept=kept, finished=journal.add)
+        sources.check_unchanged()
         _check_update(plan, written)
         others, notes = copy_companions(sources.model, stage.path)
         facts = {**facts, "notes": [*facts.get("notes", []), *_zeros(plan, written), *notes]}

@@ -94,7 +94,7 @@ class Journal:
     def _digests(self, file: str) -> tuple[str, str]:
         """sha256 of the shard that went in and of the one that lies in the stage, read side by side."""
         hashes, buffer = (sha256(), sha256()), memoryview(bytearray(2 * CHUNK))
-        with opened(self.sources.model.directory, file) as source, opened(self.directory, file) as out:
+        with self.sources.model.opened(file) as source, opened(self.directory, file) as out:
             size = os.fstat(source).st_size
             if os.fstat(out).st_size != size:  # an edit never changes a size
                 return "", ""
