@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import resource
 import socket
@@ -11,6 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from weightguard.checkpoint import strict_json
 
 Held = dict[str, tuple[Any, ...]]
 
@@ -132,3 +136,39 @@ def test_another_working_directory(place: Any, reference: Held) -> None:
     arguments = ["repair", "../model", *place.arguments()[2:-1], "./../out"]
     ended = place.run(*arguments, prepare=lambda: os.chdir(place.root / "other"))
     assert ended.code == 0 and place.held() == reference
+
+
+SHARD = "model-0000{}-of-00003.safetensors"
+# The file that cannot be read, and which of the times that it is read is the first to fail.
+UNREADABLE = [
+    (SHARD.format(1), 0), (SHARD.format(3), 1), (SHARD.format(2), 3), ("config.json", 0), ("config.json", 1),
+    ("config.json", 2), ("model.safetensors.index.json", 0), ("tokenizer.json", 0), ("tokenizer_config.json", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "at"), UNREADABLE)
+def test_a_read_that_fails_names_the_file(name: str, at: int, place: Any) -> None:
+    """What the kernel says of a bad sector, in place of the bytes."""
+
+    def prepare() -> None:
+        left = at
+
+        def failing(descriptor: int) -> int:
+            nonlocal left
+            left -= os.readlink(f"/proc/self/fd/{descriptor}").endswith(f"model/{name}")
+            if left < 0:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return descriptor
+
+        class Reading(io.FileIO):
+            def read(self, count: int | None = -1) -> bytes:
+                return super().read(count) if failing(self.fileno()) else b""
+
+        pread, preadv = os.pread, os.preadv
+        os.pread = lambda descriptor, *more: pread(failing(descriptor), *more)
+        os.preadv = lambda descriptor, *more: preadv(failing(descriptor), *more)
+        strict_json.open = Reading  # type: ignore[attr-defined]
+
+    ended = place.run(*place.arguments(), prepare=prepare)
+    assert (ended.code, ended.errors) == (5, [f"weightguard: {name}: cannot be read: Input/output error"])
+    assert place.held() == {} and place.litter() == []

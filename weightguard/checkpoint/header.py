@@ -18,7 +18,7 @@ from operator import attrgetter
 from typing import NamedTuple, TypeGuard
 
 from weightguard.checkpoint import strict_json
-from weightguard.errors import CheckpointError
+from weightguard.errors import CheckpointError, SystemFailure
 
 MAX_HEADER = 100_000_000
 MAX_TENSORS = 1_000_000
@@ -94,7 +94,7 @@ def read_header(descriptor: int, file: str) -> Header:
     """Read and check the header of an open file; `file` is the name used in messages. Errors: CheckpointError."""
     state = state_of(descriptor)
     length = _header_length(descriptor, file, state.size)
-    raw = os.pread(descriptor, 8 + length, 0)
+    raw = _first(descriptor, file, 8 + length)
     if len(raw) != 8 + length:
         raise CheckpointError(f"{file}: the file became shorter while it was read; copy it again")
     with _uncollected():
@@ -161,8 +161,15 @@ def _check_count(count: int, file: str) -> None:
         raise CheckpointError(f"{file}: {count} tensors in one header, more than {MAX_TENSORS}")
 
 
+def _first(descriptor: int, file: str, count: int) -> bytes:
+    try:
+        return os.pread(descriptor, count, 0)
+    except OSError as error:
+        raise SystemFailure(f"{file}: cannot be read: {error.strerror}") from error
+
+
 def _header_length(descriptor: int, file: str, size: int) -> int:
-    start = os.pread(descriptor, 256, 0)
+    start = _first(descriptor, file, 256)
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{file}: a git-lfs pointer, not the weights; run `git lfs pull` in that directory")
     if re.match(rb"\s*<(!doctype|html)", start, re.IGNORECASE):

@@ -89,7 +89,7 @@ def all_names(root: Path, below: Path = Path()) -> Iterator[str]:
 
 
 def _copy(root: Path, name: str, directory: Path, notes: list[str]) -> str:
-    data = _source(root, name).read_bytes()
+    data = strict_json.raw(_source(root, name), name, max_bytes=MAX_FILE)
     if Path(name).name in _CONFIGS:
         data = _clean(name, data, strict_json.parse(data, name), notes)
     (directory / name).parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def _source(root: Path, name: str) -> Path:
 
 def _same_again(model: Checkpoint, name: str, value: object) -> bytes:
     """The bytes of a file that was parsed when the checkpoint was opened, and still say the same."""
-    data = _source(model.directory, name).read_bytes()
+    data = strict_json.raw(_source(model.directory, name), name, max_bytes=MAX_FILE)
     if strict_json.parse(data, name) != value:
         raise CheckpointError(f"{name}: changed while the checkpoint was read; nothing was written")
     return data

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from weightguard.checkpoint import Checkpoint, TensorInfo, allowed_target, read_exactly
+from weightguard.checkpoint.digests import digest_of
 from weightguard.errors import CheckpointError, MismatchError
 from weightguard.kernels import ops
 from weightguard.kernels.sha256 import sha256, update
@@ -66,7 +67,7 @@ def _check_names(output: Checkpoint, manifest: Manifest) -> None:
 def _file_digest(directory: Path, name: str) -> str:
     path = allowed_target(directory / name, directory)
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of(file, name)
 
 
 def _check_file(file: str, output: Checkpoint, manifest: Manifest, buffer: memoryview, progress: Progress) -> None:
