@@ -113,6 +113,18 @@ def test_a_reader_that_goes_away(more: list[str], place: Any) -> None:
     process.stderr.close()
 
 
+@pytest.mark.parametrize("arguments", [["inspect", "{}/tuned"], ["repair", "{}/tuned", *M[2:-1], "{}/out"]])
+def test_a_working_directory_that_is_gone(arguments: list[str], place: Any) -> None:
+    (place.root / "gone").mkdir()
+    given = [argument.format(place.root) for argument in arguments]
+    code = "import os, sys; os.chdir(sys.argv[1]); os.rmdir(sys.argv[1]); os.execv(sys.argv[2], sys.argv[2:])"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(place.root / "gone"), *WG, *given], capture_output=True, text=True, timeout=60
+    )
+    said = "weightguard: the working directory is gone (No such file or directory); start again in one that is there"
+    assert (ended.returncode, ended.stdout, lines(ended)) == (5, "", [said])
+
+
 def test_a_full_standard_output(place: Any) -> None:
     with open("/dev/full", "w") as full:
         ended = place.process("inspect", "tuned", stdout=full, stderr=subprocess.PIPE)
