@@ -105,7 +105,7 @@ class Stage:
                 ) from error
             raise
         finally:
-            os.close(lock)
+            _let_go(lock)
 
     def _exchange(self) -> None:
         if not _renameat2(self.path, self.target, _EXCHANGE):
@@ -151,8 +151,8 @@ class Stage:
 
     def _unlock(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+            lock, self._lock = self._lock, None
+            _let_go(lock)
 
 
 def check_target(target: Path, force: bool) -> None:
@@ -197,7 +197,7 @@ def _locked(path: Path) -> int:
             raise
         if _same(descriptor, path):
             return descriptor
-        os.close(descriptor)
+        _let_go(descriptor)
     raise SystemFailure(f"{path}: cannot be locked")
 
 
@@ -223,6 +223,12 @@ def _hold(path: Path) -> int:
             raise OutputError(f"{path}: another run is writing this output; wait for it or give another -o") from None
         raise
     return descriptor
+
+
+def _let_go(lock: int) -> None:
+    """Close a descriptor of `_hold`. Nothing was written through it, and it is gone also where the kernel tells an error."""
+    with contextlib.suppress(OSError):
+        os.close(lock)
 
 
 def _same(descriptor: int, path: Path) -> bool:
