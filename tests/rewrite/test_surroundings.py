@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import io
 import os
 import resource
 import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +41,24 @@ def test_a_umask(mask: int, place: Any, reference: Held) -> None:
     assert ended.code == 0 and contents(place.held()) == contents(reference)
     assert place.out.stat().st_mode & 0o777 == 0o777 & ~mask
     assert all(path.stat().st_mode & mask == 0 for path in place.out.rglob("*"))
+
+
+def without_override() -> None:
+    """Root like everybody else: modes count for it too."""
+    header, none = struct.pack("Ii", 0x20080522, 0), bytes(24)
+    assert ctypes.CDLL(None).capset(header, none) == 0
+
+
+@pytest.mark.parametrize("mask", [0o177, 0o277, 0o777])
+@pytest.mark.parametrize("below", ["out", "out/of/many"])
+def test_a_umask_that_leaves_no_way_in(mask: int, below: str, place: Any) -> None:
+    def prepare() -> None:
+        without_override()
+        os.umask(mask)
+
+    ended = place.run(*place.arguments()[:-1], str(place.root / below), prepare=prepare)
+    one_line(ended, 5, "Permission denied")
+    assert not place.out.exists() and place.litter() == []
 
 
 FREE = (0, 1, 2, 3, 8)  # descriptors that are free beyond those of the test itself

@@ -137,14 +137,13 @@ class Stage:
             shutil.rmtree(self._old) if os.path.lexists(self.target) else self._old.rename(self.target)
 
     def _discard(self) -> None:
-        if self._lock is None:
-            return
-        shutil.rmtree(self.path, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            self.path.rmdir()  # without a descriptor, of which rmtree needs one and may have got none
-        if os.path.lexists(self.target):
-            shutil.rmtree(self._old, ignore_errors=True)
-        for folder in self._made:
+        if self._lock is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()  # without a descriptor, of which rmtree needs one and may have got none
+            if os.path.lexists(self.target):
+                shutil.rmtree(self._old, ignore_errors=True)
+        for folder in self._made:  # where another run has its stage in one, it stays
             with contextlib.suppress(OSError):
                 folder.rmdir()
         self._unlock()
@@ -185,9 +184,10 @@ def _foreign(target: Path) -> Path | None:
 
 def _locked(path: Path) -> int:
     for _ in range(100):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made = _make(path)
+        made = False
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made = _make(path)
             descriptor = _hold(path)
         except FileNotFoundError:
             continue  # another run published or removed it in between
