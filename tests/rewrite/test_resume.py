@@ -108,6 +108,14 @@ def retold(place: Any, **said: Any) -> None:
     journal(place).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def rechanged(place: Any, **said: Any) -> None:
+    """The same with other measurements of every edited tensor, of which the first shard has none."""
+    lines = [json.loads(line) for line in journal(place).read_text().splitlines()]
+    for line in lines:
+        line["changes"] = {name: change | said for name, change in line["changes"].items()}
+    journal(place).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 def linked(place: Any) -> None:
     (stage(place) / SHARDS[0]).rename(place.root / "elsewhere")
     (stage(place) / SHARDS[0]).symlink_to(place.root / "elsewhere")
@@ -130,6 +138,15 @@ DAMAGE: dict[str, tuple[Callable[[Any], object], int]] = {
     "journal without changes": (lambda place: retold(place, changes={"x": {"y": 1}}), 0),
     "journal of another digest": (lambda place: retold(place, out="0" * 64), 0),
     "journal of another input": (lambda place: retold(place, **{"in": "0" * 64}), 0),
+    "journal of words for numbers": (lambda place: rechanged(place, changed="many"), 1),
+    "journal of fractions for counts": (lambda place: rechanged(place, entries=1.5), 1),
+    "journal of an infinite norm": (lambda place: rechanged(place, weight_norm=1e308 * 10), 1),
+    "journal without a norm": (lambda place: rechanged(place, change_norm=None), 1),
+    "journal without the changes of a shard": (lambda place: retold(place, changes={}), 1),
+    "journal of a list of changes": (lambda place: retold(place, changes=[]), 0),
+    "journal without the tensors of a shard": (lambda place: retold(place, tensors_in={}), 0),
+    "journal of numbers for digests": (lambda place: retold(place, aligned={"model.norm.weight": 1}), 0),
+    "journal of aligned tensors that are none": (lambda place: retold(place, aligned={"x": "0" * 64}), 0),
     "strangers in the stage": (lambda place: [(stage(place) / "sub").mkdir(), (stage(place) / "x").write_text("x")], 2),
 }  # fmt: skip
 

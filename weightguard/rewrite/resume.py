@@ -14,16 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from weightguard.checkpoint import opened, read_exactly, strict_json
-from weightguard.errors import CheckpointError
+from weightguard.errors import CheckpointError, InputError
+from weightguard.forms import SHA256, Record, check
 from weightguard.kernels.sha256 import sha256, update
 from weightguard.plan import Plan
 from weightguard.rewrite.apply import Change
 from weightguard.rewrite.manifest import versions
 from weightguard.rewrite.output import write_all
-from weightguard.rewrite.stream import CHUNK, Written
+from weightguard.rewrite.stream import CHUNK, Written, needs_edit
 from weightguard.weights import Sources
 
 NAME = ".finished.jsonl"
+_COUNTS, _NORMS = ("entries", "selected", "changed"), ("weight_norm", "change_norm")
+_CHANGE = Record(
+    {**dict.fromkeys(_COUNTS, int), **dict.fromkeys(_NORMS, float)},
+    {"update_norm_before": float, "update_norm_after": float},
+)
 _NEW = NAME + ".new"
 
 
@@ -31,7 +37,7 @@ class Journal:
     """The finished shards of the stage `directory`. inputs: identity by role, as in the manifest."""
 
     def __init__(self, directory: Path, plan: Plan, sources: Sources, inputs: Mapping[str, Any]) -> None:
-        self.directory, self.sources = directory, sources
+        self.directory, self.plan, self.sources = directory, plan, sources
         # What a projection is made of besides the plan has no digest in any manifest: such shards are written again.
         self._counts = not plan.needs_unaligned
         run = {"plan": plan.digest(), "inputs": inputs, "versions": versions()}
@@ -60,11 +66,12 @@ class Journal:
             return kept
         for file, line in zip(self.sources.model.layout.files, self._lines(), strict=False):
             try:
+                check(line, self._form(file), NAME)
                 if line["run"] != self._run or line["file"] != file or not self._still(line):
                     break
-                _take(line, kept)
-            except (KeyError, TypeError, AttributeError, OSError, CheckpointError):
+            except (OSError, InputError):
                 break
+            _take(line, kept)
         return kept
 
     def remove(self) -> None:
@@ -84,6 +91,15 @@ class Journal:
                 yield strict_json.parse(line, NAME)
             except CheckpointError:  # cut by the kill
                 return
+
+    def _form(self, file: str) -> Record:
+        """Of the line of a shard: anything else in the journal is no line."""
+        names = [info.name for info in self.sources.model.by_file[file]]
+        edited = [name for name in names if needs_edit(name, self.plan.edits, self.sources)]
+        each, changed = Record(dict.fromkeys(names, SHA256)), Record(dict.fromkeys(edited, _CHANGE))
+        aligned = Record({}, dict.fromkeys(edited, SHA256))
+        return Record({"run": SHA256, "file": str, "in": SHA256, "out": SHA256, "tensors_in": each, "tensors_out": each,
+                       "aligned": aligned, "changes": changed})  # fmt: skip
 
     def _still(self, line: Mapping[str, Any]) -> bool:
         aligned = self.sources.aligned
