@@ -231,7 +231,7 @@ def check_format(data: Any, wanted: int, what: str, kind: str) -> None:
     if not isinstance(data, dict) or "format" not in data:
         raise InputError(f"{what}: not {kind}")
     if data["format"] != wanted or type(data["format"]) is not int:
-        raise InputError(f"{what}: format {str(data['format'])[:40]}; this version reads {wanted}")
+        raise InputError(f"{what}: format {data['format']!r:.40}; this version reads {wanted}")
 
 
 def judge_id(spec: str) -> str:

@@ -94,11 +94,36 @@ def test_no_network(place: Any, reference: Held) -> None:
 
 def test_a_full_disk_is_seen_before_anything_is_written(place: Any) -> None:
     def prepare() -> None:
-        os.statvfs = lambda _: SimpleNamespace(f_blocks=10_000, f_bavail=10_000, f_frsize=4096)  # type: ignore[assignment]
+        os.statvfs = lambda _: SimpleNamespace(f_blocks=10_000, f_bavail=200, f_frsize=4096, f_flag=0)  # type: ignore[assignment]
 
     ended = place.run(*place.arguments(), prepare=prepare, how="count")
-    one_line(ended, 5, "0.04 GB free, 0.07 GB needed; give an -o on a larger disk")
+    one_line(ended, 5, "0.82 MB free, 1.05 MB needed; give an -o on a larger disk")
     assert (place.root / "calls").read_text() == "" and place.held() == {}
+
+
+def test_a_small_model_needs_no_large_disk(place: Any, reference: Held) -> None:
+    def prepare() -> None:
+        os.statvfs = lambda _: SimpleNamespace(f_blocks=10_000, f_bavail=500, f_frsize=4096, f_flag=0)  # type: ignore[assignment]
+
+    assert place.run(*place.arguments(), prepare=prepare).code == 0 and place.held() == reference
+
+
+def test_what_lies_beside_the_weights_needs_room_as_well(place: Any) -> None:
+    def prepare() -> None:
+        os.statvfs = lambda _: SimpleNamespace(f_blocks=10_000, f_bavail=500, f_frsize=4096, f_flag=0)  # type: ignore[assignment]
+
+    (place.model / "tokenizer.model").write_bytes(bytes(2_000_000))
+    one_line(place.run(*place.arguments(), prepare=prepare), 5, "2.05 MB free, 3.05 MB needed")
+
+
+def test_a_file_system_that_takes_nothing_says_so_before_it_speaks_of_room(place: Any) -> None:
+    def prepare() -> None:
+        os.statvfs = lambda _: SimpleNamespace(f_blocks=10, f_bavail=0, f_frsize=4096, f_flag=os.ST_RDONLY)  # type: ignore[assignment]
+
+    one_line(
+        place.run(*place.arguments(), prepare=prepare), 5, f"{place.root}: cannot be written: Read-only file system"
+    )
+    assert place.held() == {} and place.litter() == []
 
 
 PLACES: dict[str, tuple[Callable[[Any], Path], int, str]] = {

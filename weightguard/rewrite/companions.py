@@ -47,12 +47,18 @@ def copy_companions(model: Checkpoint, directory: Path) -> tuple[dict[str, str],
     return digests, notes
 
 
-def check_companions(model: Checkpoint) -> None:
-    """Refuse what `copy_companions` would refuse, before hours of work. Error: CheckpointError."""
+def check_companions(model: Checkpoint) -> int:
+    """Refuse what `copy_companions` would refuse, before hours of work; returns the bytes that it will copy.
+
+    Error: CheckpointError.
+    """
+    size = 0
     for name in _sorted_out(model)[0]:
         source = _source(model.directory, name)
+        size += source.stat().st_size
         if Path(name).name in _CONFIGS:
             strict_json.read(source, name)
+    return size
 
 
 def _config_name(model: Checkpoint) -> str:

@@ -22,7 +22,8 @@ from weightguard.rewrite.verify import verify_output
 from weightguard.weights import Sources
 
 Progress = Callable[[str, int, int], None]
-SLACK = 64 << 20
+# What the manifest, the card, the index and the file system's own tables may take: a share of the weights, and not more.
+SLACK, SHARE = 64 << 20, 8
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ def rewrite(
 
     `progress(stage, bytes done, bytes in all)`. Errors: OutputError (exists, locked), CheckpointError, SystemFailure.
     """
-    check_companions(sources.model)
+    beside = check_companions(sources.model)
     total = sum(info.nbytes for info in sources.model.tensors.values())
     stage = Stage(target, force=options.force, resume=options.resume)
-    check_space(target.parent, total + SLACK - stage.left_over())
+    check_space(target.parent, total + beside + _slack(total) - stage.left_over())
     with stage:
         journal = Journal(stage.path, plan, sources, inputs)
         kept = _kept(journal, stage) if options.resume else Written()
@@ -71,6 +72,10 @@ def rewrite(
         journal.remove()
         stage.publish()
     return manifest
+
+
+def _slack(total: int) -> int:
+    return min(SLACK, (1 << 20) + total // SHARE)
 
 
 def _kept(journal: Journal, stage: Stage) -> Written:

@@ -267,12 +267,15 @@ def _renameat2(source: Path, target: Path, flags: int) -> bool:
 
 
 def check_space(directory: Path, needed: int) -> None:
-    """Refuse before writing when the file system cannot hold `needed` bytes. Error: SystemFailure."""
+    """Refuse before writing when the file system takes nothing, or cannot hold `needed` bytes. Error: SystemFailure."""
     while not directory.exists():
         directory = directory.parent
     stat = os.statvfs(directory)
+    if stat.f_flag & os.ST_RDONLY:  # said first: room would not help
+        raise SystemFailure(f"{directory}: cannot be written: {os.strerror(errno.EROFS)}")
     free = stat.f_bavail * stat.f_frsize
     if stat.f_blocks and free < needed:  # /proc and its like have no blocks at all: writing there fails in other words
+        scale, unit = (1e9, "GB") if needed >= 1e9 else (1e6, "MB")
         raise SystemFailure(
-            f"{directory}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed; give an -o on a larger disk"
+            f"{directory}: {free / scale:.2f} {unit} free, {needed / scale:.2f} {unit} needed; give an -o on a larger disk"
         )
