@@ -184,10 +184,9 @@ def _foreign(target: Path) -> Path | None:
 
 def _locked(path: Path) -> int:
     for _ in range(100):
-        made = False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = _make(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            made = _make(path)
             descriptor = _hold(path)
         except FileNotFoundError:
             continue  # another run published or removed it in between
