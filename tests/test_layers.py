@@ -28,7 +28,7 @@ MAY = {
     "guards": {"parts", "options", "statistics"},
     "training": {"checkpoint", "data", "statistics"},
     "methods": {"bits", "checkpoint", "parts", "options", "statistics", "weights", "plan"},
-    "rewrite": {"bits", "checkpoint", "kernels", "statistics", "weights", "plan"},
+    "rewrite": {"bits", "checkpoint", "forms", "kernels", "statistics", "weights", "plan"},
     "validate": {"checkpoint", "data", "measurement", "statistics"},
     "attacks": {"checkpoint", "data", "options", "statistics", "training", "validate"},
     "lab": set(),

@@ -231,14 +231,7 @@ def check_format(data: Any, wanted: int, what: str, kind: str) -> None:
     if not isinstance(data, dict) or "format" not in data:
         raise InputError(f"{what}: not {kind}")
     if data["format"] != wanted or type(data["format"]) is not int:
-        raise InputError(f"{what}: format {_brief(data['format'])}; this version reads {wanted}")
-
-
-def _brief(value: object) -> str:
-    try:
-        return str(value)[:40]
-    except ValueError:  # Python writes no number of more than 4300 digits, which TOML may hold in hexadecimal
-        return "that no one can read"
+        raise InputError(f"{what}: format {data['format']!r:.40}; this version reads {wanted}")
 
 
 def judge_id(spec: str) -> str:

@@ -47,6 +47,13 @@ class Sources:
     linears: Mapping[str, Linear]
     unaligned: Checkpoint | None = None
 
+    def check_unchanged(self) -> None:
+        """No weight file of what was read is another one by now. Error: CheckpointError."""
+        adapter = None if self.merged is None else self.merged.adapter
+        for part in (self.model, adapter, self.aligned, self.unaligned):
+            if part is not None:
+                part.check_unchanged()
+
     def is_tuned(self, name: str) -> bool:
         """True when the tuned weight is not simply what the files hold."""
         return self.merged is not None and name in self.merged.pairs

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from weightguard.checkpoint.digests import file_digests
-from weightguard.errors import CheckpointError
+from weightguard.checkpoint.digests import digest_of, file_digests
+from weightguard.errors import CheckpointError, SystemFailure
 
 
 @pytest.fixture
@@ -60,3 +60,12 @@ def test_what_is_no_file_of_the_checkpoint_is_refused(folder: Path, kind: str) -
         place.symlink_to({"out": outside / "file", "nothing": folder / "gone", "folder": outside}[kind])
     with pytest.raises(CheckpointError, match="extra"):
         file_digests(folder)
+
+
+def test_a_disk_that_fails() -> None:
+    """The first page of a process is never mapped: reading this regular file gives EIO."""
+    with (
+        open("/proc/self/mem", "rb", buffering=0) as file,
+        pytest.raises(SystemFailure, match=r"^x: cannot be read: Input/output error$"),
+    ):
+        digest_of(file, "x")

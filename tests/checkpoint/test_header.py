@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 
 from weightguard.checkpoint.header import BITS, Header, _parsed, _plain, read_header
-from weightguard.errors import CheckpointError
+from weightguard.errors import CheckpointError, SystemFailure
 
 WHOLE = sorted(dtype for dtype, bits in BITS.items() if bits % 8 == 0)
 SHAPES = st.lists(st.integers(0, 4), max_size=4)
@@ -222,3 +222,12 @@ def test_a_million_and_one_tensors_are_too_many(monkeypatch: pytest.MonkeyPatch)
         read(file_of(entries))
     with pytest.raises(CheckpointError, match=r"^x.safetensors: header: more than 42 objects$"):  # before any is made
         read(file_of(json.dumps(entries, indent=1).encode()))
+
+
+def test_a_disk_that_fails() -> None:
+    """The first page of a process is never mapped: reading this regular file gives EIO."""
+    with (
+        open("/proc/self/mem", "rb") as file,
+        pytest.raises(SystemFailure, match=r"^shard: cannot be read: Input/output error$"),
+    ):
+        read_header(file.fileno(), "shard")

@@ -86,15 +86,62 @@ def test_a_checkpoint_without_a_tensor(write: Write) -> None:
     assert model(write, {}).largest == 0
 
 
+CHANGED = r"^model\.safetensors: changed while it was read; start again once nothing writes to it$"
+
+
 @pytest.mark.parametrize("left", [0, 1, -1])
-def test_a_file_cut_after_it_was_opened(left: int, write: Write) -> None:
+def test_a_file_cut_while_it_is_open(left: int, write: Write) -> None:
     source = model(write, {"x": entry("F32", FLOATS["F32"])})
     path = source.directory / "model.safetensors"
-    path.write_bytes(path.read_bytes()[: source.info("x").start + left if left >= 0 else left])
-    with pytest.raises(
-        CheckpointError, match=r"^model\.safetensors: the file became shorter while it was read; copy it"
-    ):
+    shorter = r"^model\.safetensors: the file became shorter while it was read; copy it"
+    with pytest.raises(CheckpointError, match=shorter), source.streaming("x") as read:
+        path.write_bytes(path.read_bytes()[: source.info("x").start + left if left >= 0 else left])
+        read(0, 2)
+    with pytest.raises(CheckpointError, match=CHANGED):
         source.read("x")
+
+
+def rewrite(path: Path) -> None:
+    """One byte in place; the clock of the file system may not have moved on."""
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    os.utime(path, ns=(1, 1))
+
+
+def replace(path: Path) -> None:
+    """Another file of the same size and time."""
+    status, other = path.stat(), path.with_name("other")
+    other.write_bytes(path.read_bytes()[:-1] + b"\1")
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.rename(path)
+
+
+def relink(path: Path) -> None:
+    """What was a link to a file is one to another."""
+    path.unlink()
+    path.symlink_to("second")
+
+
+@pytest.mark.parametrize("change", [rewrite, replace, relink])
+def test_a_file_of_the_same_size(change: Callable[[Path], None], write: Write) -> None:
+    source = model(write, {"x": entry("F32", FLOATS["F32"])})
+    path = source.directory / "model.safetensors"
+    if change is relink:
+        for name in ("first", "second"):
+            path.with_name(name).write_bytes(path.read_bytes())
+        path.unlink()
+        path.symlink_to("first")
+        source = opened(source.directory)
+    source.check_unchanged()
+    change(path)
+    for look in (source.check_unchanged, lambda: source.read("x"), lambda: source.read_rows("x", 0, 1)):
+        with pytest.raises(CheckpointError, match=CHANGED):
+            look()
+
+
+def test_a_file_written_to_while_it_is_open(write: Write) -> None:
+    source = model(write, {"x": entry("F32", FLOATS["F32"])})
+    with pytest.raises(CheckpointError, match=CHANGED), source.opened("model.safetensors"):
+        rewrite(source.directory / "model.safetensors")
 
 
 def test_a_file_that_is_gone(write: Write) -> None:

@@ -196,3 +196,9 @@ def test_dump() -> None:
     for value in (math.nan, math.inf):
         with pytest.raises(ValueError):
             strict_json.dump([value])
+
+
+def test_a_disk_that_fails() -> None:
+    """The first page of a process is never mapped: reading this regular file gives EIO."""
+    with pytest.raises(SystemFailure, match=r"^config\.json: cannot be read: Input/output error$"):
+        strict_json.read(Path("/proc/self/mem"), "config.json")

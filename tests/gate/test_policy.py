@@ -55,6 +55,12 @@ def test_the_shipped_policy_is_sound_and_says_what_it_means() -> None:
             assert lines[at - 1].startswith("#"), line
 
 
+@pytest.mark.parametrize(("said", "shown"), [("'1'", "'1'"), ("true", "True"), ("1.0", "1.0"), ("2", "2")])
+def test_the_format_is_shown_as_what_it_is(said: str, shown: str) -> None:
+    with pytest.raises(InputError, match=rf"^policy: format {re.escape(shown)}; this version reads 1$"):
+        Policy.parse(f"format = {said}\nname = 'x'".encode(), "policy")
+
+
 def test_its_schema_names_its_keys() -> None:
     schema = forms.schema(POLICY, "policy")
     assert {"format", "name", "limits", "attacks", "judges", "seeds"} <= set(schema["properties"])

@@ -182,9 +182,8 @@ def test_several_forced_runs(runs: int, exchange: bool, occupied: Any, reference
 
 
 SHARD = "model-00002-of-00003.safetensors"
-OPENED = f"{SHARD}: changed since the checkpoint was opened; nothing was written"
-READ = f"{SHARD}: changed while it was read; nothing was written"
-SHORTER = f"{SHARD}: the file became shorter while it was read; copy it again"
+CHANGED = "{}: changed while it was read; start again once nothing writes to it"
+READ = CHANGED.format(SHARD)
 AGAIN = "{}: changed while the checkpoint was read; nothing was written"
 
 
@@ -227,11 +226,11 @@ def reindex(root: Path) -> None:
 
 # (what happens to the input, at which call, message); call 10 is in the middle of the second shard, before its tensors are read
 CHANGES: dict[str, tuple[Callable[[Path], None], int, str]] = {
-    "cut before it is read": (cut, 5, OPENED),
-    "grown before it is read": (grow, 5, OPENED),
-    "another header before it is read": (rehead, 5, OPENED),
+    "cut before it is read": (cut, 5, READ),
+    "grown before it is read": (grow, 5, READ),
+    "another header before it is read": (rehead, 5, READ),
     "gone before it is read": (remove, 5, f"{SHARD}: missing"),
-    "cut while it is read": (cut, 10, SHORTER),
+    "cut while it is read": (cut, 10, READ),
     "grown while it is read": (grow, 10, READ),
     "overwritten while it is read": (overwrite, 10, READ),
     "replaced while it is read": (replace, 10, READ),
@@ -252,3 +251,35 @@ def test_an_input_that_changes_meanwhile(change: str, place: Any) -> None:
     ended = place.run(*place.arguments(), at=at, how=act)
     assert (ended.code, ended.errors) == (3, [f"weightguard: {message}"])
     assert place.held() == {} and place.litter() == []
+
+
+LAST = "model-00003-of-00003.safetensors"
+FIRST = "model-00001-of-00003.safetensors"
+
+
+@pytest.mark.parametrize("shard", [FIRST, LAST])
+@pytest.mark.parametrize("role", ["model", "aligned"])
+def test_a_file_of_the_same_size_in_the_place_of_a_shard(role: str, shard: str, place: Any) -> None:
+    """Of which the output would become a mixture: of a shard that was read already, and of one that is read next."""
+    shutil.copytree(place.root / "other", place.root / "aligned")
+    shutil.copy(place.root / "other" / shard, place.root / "new")
+
+    def act(name: str, real: Callable[[], Any], arguments: tuple) -> Any:
+        stat = (place.root / role / shard).stat()
+        os.utime(place.root / "new", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        (place.root / "new").rename(place.root / role / shard)
+        return real()
+
+    delta = ("--target", "delta", "--aligned", str(place.root / "aligned"))
+    ended = place.run(*place.arguments(*delta), at=10, how=act)
+    assert (ended.code, ended.errors) == (3, [f"weightguard: {CHANGED.format(shard)}"])
+    assert place.held() == {} and place.litter() == ["aligned"]
+
+
+def test_a_new_name_or_mode_of_a_shard_is_no_change(place: Any, reference: Held) -> None:
+    def act(name: str, real: Callable[[], Any], arguments: tuple) -> Any:
+        os.link(place.model / SHARD, place.root / "backup")
+        (place.model / SHARD).chmod(0o400)
+        return real()
+
+    assert place.run(*place.arguments(), at=10, how=act).code == 0 and place.held() == reference

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from weightguard.rewrite import publish
 from weightguard.rewrite.resume import NAME
 
 Held = dict[str, tuple[Any, ...]]
@@ -31,11 +33,11 @@ def finished(place: Any) -> list[str]:
 
 
 def kept(place: Any, *more: str, method: str = "magnitude") -> int:
-    """How many shards a run with --resume keeps. A shard that is written makes two files, one that is kept only its
-    line in the journal; ten more are made in any case."""
+    """How many shards a run with --resume keeps. A shard that is written makes two files (itself, and its line in the
+    journal); the journal of what is kept and ten more are made in any case."""
     ended = place.run(*place.arguments("--resume", *more, method=method), how="count")
     assert ended.code == 0, ended.said
-    return 2 * 3 + 10 - (place.root / "calls").read_text().split().count("create")
+    return 3 - ((place.root / "calls").read_text().split().count("create") - 11) // 2
 
 
 @pytest.mark.parametrize("at", [pytest.param(n, marks=() if n in SAMPLED else pytest.mark.full) for n in range(CALLS)])
@@ -71,6 +73,25 @@ def test_killed_again_and_again(place: Any, reference: Held) -> None:
     assert kept(place) == 2 and place.held() == reference
 
 
+def test_killed_while_the_output_is_read_again(place: Any, reference: Held) -> None:
+    """All shards are there by then, and all of them are kept."""
+
+    def prepare() -> None:
+        publish.verify_output = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+
+    assert place.run(*place.arguments(), prepare=prepare).code == -signal.SIGKILL
+    assert finished(place) == SHARDS and kept(place) == 3
+    assert place.held() == reference and place.litter() == ["calls"]
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_a_resumed_run_that_is_killed_forgets_nothing(at: int, place: Any, reference: Held) -> None:
+    """From its first call to those of the third shard."""
+    stopped(place)
+    assert place.run(*place.arguments("--resume"), at=at, how="killed after").code == -signal.SIGKILL
+    assert kept(place) == 2 and place.held() == reference
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
@@ -84,6 +105,14 @@ def stage(place: Any) -> Path:
 def retold(place: Any, **said: Any) -> None:
     """The journal with other words in every line."""
     lines = [json.loads(line) | said for line in journal(place).read_text().splitlines()]
+    journal(place).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def rechanged(place: Any, **said: Any) -> None:
+    """The same with other measurements of every edited tensor, of which the first shard has none."""
+    lines = [json.loads(line) for line in journal(place).read_text().splitlines()]
+    for line in lines:
+        line["changes"] = {name: change | said for name, change in line["changes"].items()}
     journal(place).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -109,6 +138,15 @@ DAMAGE: dict[str, tuple[Callable[[Any], object], int]] = {
     "journal without changes": (lambda place: retold(place, changes={"x": {"y": 1}}), 0),
     "journal of another digest": (lambda place: retold(place, out="0" * 64), 0),
     "journal of another input": (lambda place: retold(place, **{"in": "0" * 64}), 0),
+    "journal of words for numbers": (lambda place: rechanged(place, changed="many"), 1),
+    "journal of fractions for counts": (lambda place: rechanged(place, entries=1.5), 1),
+    "journal of an infinite norm": (lambda place: rechanged(place, weight_norm=1e308 * 10), 1),
+    "journal without a norm": (lambda place: rechanged(place, change_norm=None), 1),
+    "journal without the changes of a shard": (lambda place: retold(place, changes={}), 1),
+    "journal of a list of changes": (lambda place: retold(place, changes=[]), 0),
+    "journal without the tensors of a shard": (lambda place: retold(place, tensors_in={}), 0),
+    "journal of numbers for digests": (lambda place: retold(place, aligned={"model.norm.weight": 1}), 0),
+    "journal of aligned tensors that are none": (lambda place: retold(place, aligned={"x": "0" * 64}), 0),
     "strangers in the stage": (lambda place: [(stage(place) / "sub").mkdir(), (stage(place) / "x").write_text("x")], 2),
 }  # fmt: skip
 
@@ -171,7 +209,7 @@ def test_resume_beside_a_run_at_work(place: Any) -> None:
 
 def test_space_that_a_killed_run_takes_counts_as_free(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its files go, or are kept in place of new ones."""
-    from weightguard.rewrite import Stage, publish
+    from weightguard.rewrite import Stage
 
     stopped(place)
     held = sum(p.stat().st_size for p in stage(place).iterdir())

@@ -215,6 +215,26 @@ def test_something_else_in_the_place_of_the_stage(make: Callable[[Path], object]
     assert names(tmp_path) == [STAGE, "elsewhere"] and names(tmp_path / "elsewhere") == []
 
 
+@pytest.mark.parametrize("force", [True, False])
+def test_an_error_when_the_lock_is_closed(force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output is whole by then, and the descriptor is gone all the same."""
+    publish(tmp_path / "out", "old") if force else None
+    real, locks, before = os.close, list[int](), len(os.listdir("/proc/self/fd"))
+
+    def close(descriptor: int) -> None:
+        real(descriptor)
+        if descriptor in locks:
+            locks.remove(descriptor)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    hold = module._hold
+    monkeypatch.setattr(module, "_hold", lambda path: (locks.append(hold(path)), locks[-1])[1])
+    monkeypatch.setattr(os, "close", close)
+    publish(tmp_path / "out", force=force)
+    assert names(tmp_path) == ["out"] and (tmp_path / "out/sub/file").read_text() == "new"
+    assert locks == [] and len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import io
 import os
 import resource
 import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from weightguard.checkpoint import strict_json
 
 Held = dict[str, tuple[Any, ...]]
 
@@ -35,6 +41,24 @@ def test_a_umask(mask: int, place: Any, reference: Held) -> None:
     assert ended.code == 0 and contents(place.held()) == contents(reference)
     assert place.out.stat().st_mode & 0o777 == 0o777 & ~mask
     assert all(path.stat().st_mode & mask == 0 for path in place.out.rglob("*"))
+
+
+def without_override() -> None:
+    """Root like everybody else: modes count for it too."""
+    header, none = struct.pack("Ii", 0x20080522, 0), bytes(24)
+    assert ctypes.CDLL(None).capset(header, none) == 0
+
+
+@pytest.mark.parametrize("mask", [0o177, 0o277, 0o777])
+@pytest.mark.parametrize("below", ["out", "out/of/many"])
+def test_a_umask_that_leaves_no_way_in(mask: int, below: str, place: Any) -> None:
+    def prepare() -> None:
+        without_override()
+        os.umask(mask)
+
+    ended = place.run(*place.arguments()[:-1], str(place.root / below), prepare=prepare)
+    one_line(ended, 5, "Permission denied")
+    assert not place.out.exists() and place.litter() == []
 
 
 FREE = (0, 1, 2, 3, 8)  # descriptors that are free beyond those of the test itself
@@ -70,11 +94,36 @@ def test_no_network(place: Any, reference: Held) -> None:
 
 def test_a_full_disk_is_seen_before_anything_is_written(place: Any) -> None:
     def prepare() -> None:
-        os.statvfs = lambda _: SimpleNamespace(f_blocks=10_000, f_bavail=10_000, f_frsize=4096)  # type: ignore[assignment]
+        os.statvfs = lambda _: SimpleNamespace(f_blocks=10_000, f_bavail=200, f_frsize=4096, f_flag=0)  # type: ignore[assignment]
 
     ended = place.run(*place.arguments(), prepare=prepare, how="count")
-    one_line(ended, 5, "0.04 GB free, 0.07 GB needed; give an -o on a larger disk")
+    one_line(ended, 5, "0.82 MB free, 1.05 MB needed; give an -o on a larger disk")
     assert (place.root / "calls").read_text() == "" and place.held() == {}
+
+
+def test_a_small_model_needs_no_large_disk(place: Any, reference: Held) -> None:
+    def prepare() -> None:
+        os.statvfs = lambda _: SimpleNamespace(f_blocks=10_000, f_bavail=500, f_frsize=4096, f_flag=0)  # type: ignore[assignment]
+
+    assert place.run(*place.arguments(), prepare=prepare).code == 0 and place.held() == reference
+
+
+def test_what_lies_beside_the_weights_needs_room_as_well(place: Any) -> None:
+    def prepare() -> None:
+        os.statvfs = lambda _: SimpleNamespace(f_blocks=10_000, f_bavail=500, f_frsize=4096, f_flag=0)  # type: ignore[assignment]
+
+    (place.model / "tokenizer.model").write_bytes(bytes(2_000_000))
+    one_line(place.run(*place.arguments(), prepare=prepare), 5, "2.05 MB free, 3.05 MB needed")
+
+
+def test_a_file_system_that_takes_nothing_says_so_before_it_speaks_of_room(place: Any) -> None:
+    def prepare() -> None:
+        os.statvfs = lambda _: SimpleNamespace(f_blocks=10, f_bavail=0, f_frsize=4096, f_flag=os.ST_RDONLY)  # type: ignore[assignment]
+
+    one_line(
+        place.run(*place.arguments(), prepare=prepare), 5, f"{place.root}: cannot be written: Read-only file system"
+    )
+    assert place.held() == {} and place.litter() == []
 
 
 PLACES: dict[str, tuple[Callable[[Any], Path], int, str]] = {
@@ -132,3 +181,39 @@ def test_another_working_directory(place: Any, reference: Held) -> None:
     arguments = ["repair", "../model", *place.arguments()[2:-1], "./../out"]
     ended = place.run(*arguments, prepare=lambda: os.chdir(place.root / "other"))
     assert ended.code == 0 and place.held() == reference
+
+
+SHARD = "model-0000{}-of-00003.safetensors"
+# The file that cannot be read, and which of the times that it is read is the first to fail.
+UNREADABLE = [
+    (SHARD.format(1), 0), (SHARD.format(3), 1), (SHARD.format(2), 3), ("config.json", 0), ("config.json", 1),
+    ("config.json", 2), ("model.safetensors.index.json", 0), ("tokenizer.json", 0), ("tokenizer_config.json", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "at"), UNREADABLE)
+def test_a_read_that_fails_names_the_file(name: str, at: int, place: Any) -> None:
+    """What the kernel says of a bad sector, in place of the bytes."""
+
+    def prepare() -> None:
+        left = at
+
+        def failing(descriptor: int) -> int:
+            nonlocal left
+            left -= os.readlink(f"/proc/self/fd/{descriptor}").endswith(f"model/{name}")
+            if left < 0:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return descriptor
+
+        class Reading(io.FileIO):
+            def read(self, count: int | None = -1) -> bytes:
+                return super().read(count) if failing(self.fileno()) else b""
+
+        pread, preadv = os.pread, os.preadv
+        os.pread = lambda descriptor, *more: pread(failing(descriptor), *more)
+        os.preadv = lambda descriptor, *more: preadv(failing(descriptor), *more)
+        strict_json.open = Reading  # type: ignore[attr-defined]
+
+    ended = place.run(*place.arguments(), prepare=prepare)
+    assert (ended.code, ended.errors) == (5, [f"weightguard: {name}: cannot be read: Input/output error"])
+    assert place.held() == {} and place.litter() == []

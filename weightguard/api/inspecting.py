@@ -18,7 +18,6 @@ from weightguard.checkpoint import (
     misfits,
     named_code,
     open_checkpoint,
-    opened,
     quantised,
     read_exactly,
     resolve,
@@ -170,7 +169,7 @@ def _read_all(
     total = sum(info.nbytes for info in checkpoint.tensors.values())
     for file, header in checkpoint.headers.items():
         whole = hashlib.sha256(header.raw)
-        with opened(checkpoint.directory, file) as descriptor:
+        with checkpoint.opened(file) as descriptor:
             for info in checkpoint.by_file[file]:
                 own, odd, zero = hashlib.sha256(), False, info.nbytes > 0
                 for position in range(info.start, info.end, CHUNK):

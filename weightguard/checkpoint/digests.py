@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from weightguard.checkpoint.hub import allowed_target
 from weightguard.errors import CheckpointError, SystemFailure
@@ -34,6 +35,14 @@ def file_digests(directory: Path, progress: Callable[[int, int], None] = _silent
             progress(min(done, total), total)
         found[name] = digest.hexdigest()
     return found
+
+
+def digest_of(file: BinaryIO, name: str) -> str:
+    """sha256 of the rest of an open file. Error: SystemFailure."""
+    try:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    except OSError as error:
+        raise SystemFailure(f"{name}: cannot be read: {error.strerror}") from error
 
 
 def _names(directory: Path) -> Iterator[str]:

@@ -18,7 +18,7 @@ from operator import attrgetter
 from typing import NamedTuple, TypeGuard
 
 from weightguard.checkpoint import strict_json
-from weightguard.errors import CheckpointError
+from weightguard.errors import CheckpointError, SystemFailure
 
 MAX_HEADER = 100_000_000
 MAX_TENSORS = 1_000_000
@@ -59,26 +59,48 @@ class TensorInfo(NamedTuple):
         return prod(self.shape)
 
 
+class State(NamedTuple):
+    """What tells that a name leads to the file it led to, and that nobody wrote to it.
+
+    The time of the inode is left out: a hard link, another owner or another mode change no byte.
+    """
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+
 @dataclass(frozen=True)
 class Header:
-    """`raw` is the length word and the JSON as found, so that a rewrite keeps order, padding and metadata."""
+    """`raw` is the length word and the JSON as found, so that a rewrite keeps order, padding and metadata.
+
+    state: of the file just before the header was read.
+    """
 
     raw: bytes
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
+    state: State
+
+
+def state_of(descriptor: int) -> State:
+    """The state of an open file."""
+    status = os.fstat(descriptor)
+    return State(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def read_header(descriptor: int, file: str) -> Header:
     """Read and check the header of an open file; `file` is the name used in messages. Errors: CheckpointError."""
-    size = os.fstat(descriptor).st_size
-    length = _header_length(descriptor, file, size)
-    raw = os.pread(descriptor, 8 + length, 0)
+    state = state_of(descriptor)
+    length = _header_length(descriptor, file, state.size)
+    raw = _first(descriptor, file, 8 + length)
     if len(raw) != 8 + length:
         raise CheckpointError(f"{file}: the file became shorter while it was read; copy it again")
     with _uncollected():
         tensors, metadata = _plain(raw[8:], file, 8 + length) or _parsed(raw[8:], file, 8 + length)
-    _check_cover(tensors, file, 8 + length, size)
-    return Header(raw, tensors, metadata)
+    _check_cover(tensors, file, 8 + length, state.size)
+    return Header(raw, tensors, metadata, state)
 
 
 @contextlib.contextmanager
@@ -139,8 +161,15 @@ def _check_count(count: int, file: str) -> None:
         raise CheckpointError(f"{file}: {count} tensors in one header, more than {MAX_TENSORS}")
 
 
+def _first(descriptor: int, file: str, count: int) -> bytes:
+    try:
+        return os.pread(descriptor, count, 0)
+    except OSError as error:
+        raise SystemFailure(f"{file}: cannot be read: {error.strerror}") from error
+
+
 def _header_length(descriptor: int, file: str, size: int) -> int:
-    start = os.pread(descriptor, 256, 0)
+    start = _first(descriptor, file, 256)
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{file}: a git-lfs pointer, not the weights; run `git lfs pull` in that directory")
     if re.match(rb"\s*<(!doctype|html)", start, re.IGNORECASE):

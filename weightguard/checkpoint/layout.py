@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightguard.checkpoint import strict_json
-from weightguard.checkpoint.header import MAX_NAME, Header, read_header
+from weightguard.checkpoint.header import MAX_NAME, Header, State, read_header, state_of
 from weightguard.checkpoint.hub import allowed_target
 from weightguard.errors import CheckpointError, SystemFailure
 
@@ -63,17 +63,27 @@ def _single(directory: Path, kind: str, single: Path) -> Layout:
 
 
 @contextlib.contextmanager
-def opened(directory: Path, file: str) -> Iterator[int]:
-    """A descriptor of a weight file that is regular and lies inside `directory` (or its hub cache blobs)."""
+def opened(directory: Path, file: str, state: State | None = None) -> Iterator[int]:
+    """A descriptor of a weight file that is regular and lies inside `directory` (or its hub cache blobs).
+
+    state: in which it must be, before and after. Error: CheckpointError where it is another file, or was written to.
+    """
     target = allowed_target(directory / file, directory)
     try:
         descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise SystemFailure(f"{file}: cannot be opened: {error.strerror}") from error
     try:
+        _check_state(descriptor, file, state)
         yield descriptor
+        _check_state(descriptor, file, state)
     finally:
         os.close(descriptor)
+
+
+def _check_state(descriptor: int, file: str, state: State | None) -> None:
+    if state is not None and state_of(descriptor) != state:
+        raise CheckpointError(f"{file}: changed while it was read; start again once nothing writes to it")
 
 
 def header_of(directory: Path, file: str) -> Header:

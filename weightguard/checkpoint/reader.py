@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -84,13 +84,23 @@ class Checkpoint:
             raise CheckpointError(f"{self.label}: no tensor {name!r}")
         return self.tensors[name]
 
+    def opened(self, file: str) -> AbstractContextManager[int]:
+        """A descriptor of a weight file that is what it was when its header was read, before and after."""
+        return opened(self.directory, file, self.headers[file].state)
+
+    def check_unchanged(self) -> None:
+        """Every weight file is still what it was when its header was read. Error: CheckpointError."""
+        for file in self.layout.files:
+            with self.opened(file):
+                pass
+
     def read(self, name: str, into: torch.Tensor | None = None) -> torch.Tensor:
         """The tensor in memory of its own (never a map of the file, which another process could cut).
 
         into: uint8 memory of at least its size to read into; without it, fresh memory.
         """
         info = self.info(name)
-        with opened(self.directory, info.file) as descriptor:
+        with self.opened(info.file) as descriptor:
             return _read(descriptor, info, info.shape, 0, into)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -103,7 +113,7 @@ class Checkpoint:
         """Rows start..stop of every block in turn, from a file that is opened once; each overwrites the last in `into`."""
         info = self.info(name)
         size = info.nbytes // max(1, info.shape[0])
-        with opened(self.directory, info.file) as descriptor:
+        with self.opened(info.file) as descriptor:
             for start, stop in blocks:
                 yield _read(descriptor, info, (stop - start, *info.shape[1:]), start * size, into)
 
@@ -114,7 +124,7 @@ class Checkpoint:
 
         info, memory = self.info(name), torch.empty(0, dtype=torch.uint8)
         row = info.nbytes // max(1, info.shape[0])
-        with opened(self.directory, info.file) as descriptor:
+        with self.opened(info.file) as descriptor:
 
             def read(start: int, stop: int) -> torch.Tensor:
                 nonlocal memory

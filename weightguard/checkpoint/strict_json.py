@@ -59,6 +59,11 @@ def parse(
 def read(path: Path, what: str | None = None, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> object:
     """Parse a regular file; a FIFO, a device or a directory is refused at once, without waiting for a writer."""
     what = what or path.name
+    return parse(raw(path, what, max_bytes=max_bytes), what, max_bytes=max_bytes, max_depth=max_depth)
+
+
+def raw(path: Path, what: str, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """The bytes of a regular file. Errors: CheckpointError, SystemFailure, one line that begins with `what`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
@@ -70,12 +75,11 @@ def read(path: Path, what: str | None = None, *, max_bytes: int = MAX_BYTES, max
         if status.st_size > max_bytes:
             raise CheckpointError(f"{what}: {status.st_size} bytes, more than the {max_bytes} that are read")
         with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(status.st_size + 1)  # room is made for all that is asked for, not for what comes
+            return file.read(status.st_size + 1)  # room is made for all that is asked for, not for what comes
     except OSError as error:
         raise SystemFailure(f"{what}: cannot be read: {error.strerror}") from None
     finally:
         os.close(descriptor)
-    return parse(data, what, max_bytes=max_bytes, max_depth=max_depth)
 
 
 def dump(obj: object) -> bytes:

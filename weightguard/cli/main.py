@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 signal.signal(signal.SIGINT, _interrupt)
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # not our user's business
         _prepare_streams()
+        _check_working_directory()
         # Not click's own main: it ends a broken pipe with exit code 1, which here means a failed gate.
         with cli.make_context("weightguard", list(sys.argv[1:] if arguments is None else arguments)) as context:
             cli.invoke(context)
@@ -72,6 +73,16 @@ def _prepare_streams() -> None:
         raise SystemFailure("standard output is closed; send it to /dev/null where nobody is to read it")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _check_working_directory() -> None:
+    """Libraries that are loaded later fail without one, in words of their own. Error: SystemFailure."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise SystemFailure(
+            f"the working directory is gone ({error.strerror}); start again in one that is there"
+        ) from error
 
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:

@@ -47,12 +47,18 @@ def copy_companions(model: Checkpoint, directory: Path) -> tuple[dict[str, str],
     return digests, notes
 
 
-def check_companions(model: Checkpoint) -> None:
-    """Refuse what `copy_companions` would refuse, before hours of work. Error: CheckpointError."""
+def check_companions(model: Checkpoint) -> int:
+    """Refuse what `copy_companions` would refuse, before hours of work; returns the bytes that it will copy.
+
+    Error: CheckpointError.
+    """
+    size = 0
     for name in _sorted_out(model)[0]:
         source = _source(model.directory, name)
+        size += source.stat().st_size
         if Path(name).name in _CONFIGS:
             strict_json.read(source, name)
+    return size
 
 
 def _config_name(model: Checkpoint) -> str:
@@ -90,7 +96,7 @@ def all_names(root: Path, below: Path = Path()) -> Iterator[str]:
 
 
 def _copy(root: Path, name: str, directory: Path, notes: list[str]) -> str:
-    data = _source(root, name).read_bytes()
+    data = strict_json.raw(_source(root, name), name, max_bytes=MAX_FILE)
     if Path(name).name in _CONFIGS:
         data = _clean(name, data, strict_json.parse(data, name), notes)
     (directory / name).parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +115,7 @@ def _source(root: Path, name: str) -> Path:
 
 def _same_again(model: Checkpoint, name: str, value: object) -> bytes:
     """The bytes of a file that was parsed when the checkpoint was opened, and still say the same."""
-    data = _source(model.directory, name).read_bytes()
+    data = strict_json.raw(_source(model.directory, name), name, max_bytes=MAX_FILE)
     if strict_json.parse(data, name) != value:
         raise CheckpointError(f"{name}: changed while the checkpoint was read; nothing was written")
     return data

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from weightguard.checkpoint import Checkpoint, Resolved, open_checkpoint, opened, read_exactly
+from weightguard.checkpoint import Checkpoint, Resolved, open_checkpoint, read_exactly
 from weightguard.rewrite import manifest as manifests
 from weightguard.rewrite.card import adapter_card
 from weightguard.rewrite.companions import all_names, write_companion
@@ -51,7 +51,7 @@ def publish_adapter(
 def _tensor_digest(made: Checkpoint, name: str) -> str:
     info = made.info(name)
     data = bytearray(info.nbytes)
-    with opened(made.directory, info.file) as descriptor:
+    with made.opened(info.file) as descriptor:
         read_exactly(descriptor, memoryview(data), info.start, info.file)
     return hashlib.sha256(data).hexdigest()
 

@@ -14,7 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from weightguard.checkpoint import Checkpoint, allowed_target, opened, strict_json
+from weightguard.checkpoint import Checkpoint, allowed_target, strict_json
+from weightguard.checkpoint.digests import digest_of
 from weightguard.errors import CheckpointError
 from weightguard.plan import Plan
 from weightguard.rewrite.stream import Written
@@ -57,7 +58,7 @@ class Manifest:
         path = directory / NAME
         if not os.path.lexists(path):
             raise CheckpointError(f"{directory}: no {NAME}; this was not written by weightguard")
-        raw = allowed_target(path, directory).read_bytes()
+        raw = strict_json.raw(allowed_target(path, directory), NAME)
         data = strict_json.parse(raw, NAME)
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise CheckpointError(f"{NAME}: not a manifest this version reads (format {FORMAT})")
@@ -174,7 +175,7 @@ def identity(checkpoint: Checkpoint, *, whole: bool = False) -> dict[str, Any]:
     said: dict[str, Any] = {}
     if checkpoint.revision:
         said |= {"repo": checkpoint.label.partition("@")[0], "revision": checkpoint.revision}
-    said["config"] = hashlib.sha256((checkpoint.directory / config).read_bytes()).hexdigest()
+    said["config"] = hashlib.sha256(strict_json.raw(checkpoint.directory / config, config)).hexdigest()
     said["headers"] = {file: hashlib.sha256(h.raw).hexdigest() for file, h in checkpoint.headers.items()}
     if whole:
         said["files"] = {file: _digest(checkpoint, file) for file in checkpoint.layout.files}
@@ -182,8 +183,8 @@ def identity(checkpoint: Checkpoint, *, whole: bool = False) -> dict[str, Any]:
 
 
 def _digest(checkpoint: Checkpoint, file: str) -> str:
-    with opened(checkpoint.directory, file) as descriptor, os.fdopen(os.dup(descriptor), "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    with checkpoint.opened(file) as descriptor, os.fdopen(os.dup(descriptor), "rb") as stream:
+        return digest_of(stream, file)
 
 
 def versions() -> dict[str, str]:

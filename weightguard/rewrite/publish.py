@@ -14,6 +14,7 @@ from weightguard.rewrite import manifest as manifests
 from weightguard.rewrite.card import model_card
 from weightguard.rewrite.companions import check_companions, copy_companions, write_companion
 from weightguard.rewrite.manifest import Manifest
+from weightguard.rewrite.resume import NAME as JOURNAL
 from weightguard.rewrite.resume import Journal
 from weightguard.rewrite.stage import Stage, check_space
 from weightguard.rewrite.stream import Written, write_weights
@@ -21,7 +22,8 @@ from weightguard.rewrite.verify import verify_output
 from weightguard.weights import Sources
 
 Progress = Callable[[str, int, int], None]
-SLACK = 64 << 20
+# What the manifest, the card, the index and the file system's own tables may take: a share of the weights, and not more.
+SLACK, SHARE = 64 << 20, 8
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,16 @@ def rewrite(
 
     `progress(stage, bytes done, bytes in all)`. Errors: OutputError (exists, locked), CheckpointError, SystemFailure.
     """
-    check_companions(sources.model)
+    beside = check_companions(sources.model)
     total = sum(info.nbytes for info in sources.model.tensors.values())
     stage = Stage(target, force=options.force, resume=options.resume)
-    check_space(target.parent, total + SLACK - stage.left_over())
+    check_space(target.parent, total + beside + _slack(total) - stage.left_over())
     with stage:
         journal = Journal(stage.path, plan, sources, inputs)
         kept = _kept(journal, stage) if options.resume else Written()
         steps = counted(progress, "write", total)
         written = write_weights(plan, sources, stage.path, steps, kept=kept, finished=journal.add)
+        sources.check_unchanged()
         _check_update(plan, written)
         others, notes = copy_companions(sources.model, stage.path)
         facts = {**facts, "notes": [*facts.get("notes", []), *_zeros(plan, written), *notes]}
@@ -63,18 +66,22 @@ def rewrite(
         others["README.md"] = write_companion(stage.path / "README.md", card)
         manifest = manifests.build(plan, written, inputs, others, facts)
         write_companion(stage.path / manifests.NAME, manifest.to_bytes())
-        journal.remove()
         if options.verify_write:
             output = open_checkpoint(Resolved(stage.path, None, None, str(target), None))
             verify_output(output, manifest, counted(progress, "verify", total))
+        journal.remove()
         stage.publish()
     return manifest
+
+
+def _slack(total: int) -> int:
+    return min(SLACK, (1 << 20) + total // SHARE)
 
 
 def _kept(journal: Journal, stage: Stage) -> Written:
     """What is known of the shards of a killed run that are still right; all else is gone from the stage."""
     kept = journal.finished()
-    stage.clear(kept.files_out)
+    stage.clear({*kept.files_out, JOURNAL})
     journal.begin(kept)
     return kept
 

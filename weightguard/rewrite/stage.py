@@ -105,7 +105,7 @@ class Stage:
                 ) from error
             raise
         finally:
-            os.close(lock)
+            _let_go(lock)
 
     def _exchange(self) -> None:
         if not _renameat2(self.path, self.target, _EXCHANGE):
@@ -137,22 +137,21 @@ class Stage:
             shutil.rmtree(self._old) if os.path.lexists(self.target) else self._old.rename(self.target)
 
     def _discard(self) -> None:
-        if self._lock is None:
-            return
-        shutil.rmtree(self.path, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            self.path.rmdir()  # without a descriptor, of which rmtree needs one and may have got none
-        if os.path.lexists(self.target):
-            shutil.rmtree(self._old, ignore_errors=True)
-        for folder in self._made:
+        if self._lock is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()  # without a descriptor, of which rmtree needs one and may have got none
+            if os.path.lexists(self.target):
+                shutil.rmtree(self._old, ignore_errors=True)
+        for folder in self._made:  # where another run has its stage in one, it stays
             with contextlib.suppress(OSError):
                 folder.rmdir()
         self._unlock()
 
     def _unlock(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+            lock, self._lock = self._lock, None
+            _let_go(lock)
 
 
 def check_target(target: Path, force: bool) -> None:
@@ -197,7 +196,7 @@ def _locked(path: Path) -> int:
             raise
         if _same(descriptor, path):
             return descriptor
-        os.close(descriptor)
+        _let_go(descriptor)
     raise SystemFailure(f"{path}: cannot be locked")
 
 
@@ -223,6 +222,12 @@ def _hold(path: Path) -> int:
             raise OutputError(f"{path}: another run is writing this output; wait for it or give another -o") from None
         raise
     return descriptor
+
+
+def _let_go(lock: int) -> None:
+    """Close a descriptor of `_hold`. Nothing was written through it, and it is gone also where the kernel tells an error."""
+    with contextlib.suppress(OSError):
+        os.close(lock)
 
 
 def _same(descriptor: int, path: Path) -> bool:
@@ -261,12 +266,15 @@ def _renameat2(source: Path, target: Path, flags: int) -> bool:
 
 
 def check_space(directory: Path, needed: int) -> None:
-    """Refuse before writing when the file system cannot hold `needed` bytes. Error: SystemFailure."""
+    """Refuse before writing when the file system takes nothing, or cannot hold `needed` bytes. Error: SystemFailure."""
     while not directory.exists():
         directory = directory.parent
     stat = os.statvfs(directory)
+    if stat.f_flag & os.ST_RDONLY:  # said first: room would not help
+        raise SystemFailure(f"{directory}: cannot be written: {os.strerror(errno.EROFS)}")
     free = stat.f_bavail * stat.f_frsize
     if stat.f_blocks and free < needed:  # /proc and its like have no blocks at all: writing there fails in other words
+        scale, unit = (1e9, "GB") if needed >= 1e9 else (1e6, "MB")
         raise SystemFailure(
-            f"{directory}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed; give an -o on a larger disk"
+            f"{directory}: {free / scale:.2f} {unit} free, {needed / scale:.2f} {unit} needed; give an -o on a larger disk"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from weightguard.checkpoint import Checkpoint, Header, TensorInfo, opened, read_exactly
+from weightguard.checkpoint import TensorInfo, read_exactly
 from weightguard.errors import CheckpointError
 from weightguard.kernels import ops
 from weightguard.kernels.sha256 import Data, Hash, sha256, update
@@ -157,9 +156,8 @@ def _write_file(
 ) -> None:
     header = sources.model.headers[file]
     hashes = _Hashes() if hashing else None
-    with opened(sources.model.directory, file) as source, path.open("xb", buffering=0) as made:
-        before, out = os.fstat(source), Output(made.fileno())
-        _check_header(header, source, before, file)
+    with sources.model.opened(file) as source, path.open("xb", buffering=0) as made:
+        out = Output(made.fileno())
         out.write(header.raw)
         if hashes is not None:
             hashes.both(header.raw)
@@ -174,7 +172,6 @@ def _write_file(
                 _copy(info, source, out, buffer, hashes, written)
             progress(info.nbytes)
         out.close()
-        _check_unchanged(before, source, sources.model, file)
     if hashes is not None:
         written.files_in[file], written.files_out[file] = hashes.before.hexdigest(), hashes.after.hexdigest()
 
@@ -226,21 +223,3 @@ def holds_numbers(info: TensorInfo, data: memoryview) -> bool:
     """Whether no entry of these bytes of a tensor is NaN or infinite; what is not of a float type always holds numbers."""
     dtype = _FLOAT_VIEWS.get(info.dtype)
     return dtype is None or not data or ops.is_finite(torch.frombuffer(data, dtype=dtype))
-
-
-def _check_header(header: Header, source: int, status: os.stat_result, file: str) -> None:
-    """The file is still laid out as when the checkpoint was opened."""
-    size = max((info.end for info in header.tensors.values()), default=len(header.raw))
-    if status.st_size != size or os.pread(source, len(header.raw), 0) != header.raw:
-        raise CheckpointError(f"{file}: changed since the checkpoint was opened; nothing was written")
-
-
-def _check_unchanged(before: os.stat_result, source: int, model: Checkpoint, file: str) -> None:
-    """Neither the open file nor the name changed: edited tensors are read through the name, all others through `source`."""
-    with opened(model.directory, file) as again:
-        if not _state(before) == _state(os.fstat(source)) == _state(os.fstat(again)):
-            raise CheckpointError(f"{file}: changed while it was read; nothing was written")
-
-
-def _state(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

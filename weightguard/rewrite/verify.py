@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from weightguard.checkpoint import Checkpoint, TensorInfo, allowed_target, opened, read_exactly
+from weightguard.checkpoint import Checkpoint, TensorInfo, allowed_target, read_exactly
+from weightguard.checkpoint.digests import digest_of
 from weightguard.errors import CheckpointError, MismatchError
 from weightguard.kernels import ops
 from weightguard.kernels.sha256 import sha256, update
@@ -66,13 +67,13 @@ def _check_names(output: Checkpoint, manifest: Manifest) -> None:
 def _file_digest(directory: Path, name: str) -> str:
     path = allowed_target(directory / name, directory)
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of(file, name)
 
 
 def _check_file(file: str, output: Checkpoint, manifest: Manifest, buffer: memoryview, progress: Progress) -> None:
     header, whole, computed = output.headers[file], sha256(), manifest.computed
     whole.update(header.raw)
-    with opened(output.directory, file) as descriptor:
+    with output.opened(file) as descriptor:
         for info in output.by_file[file]:
             own, finite = sha256(), True
             for chunk in _chunks(descriptor, info, buffer):
@@ -136,7 +137,7 @@ def _pieces(checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
     """The bytes of a tensor, piece by piece in the same memory."""
     info = checkpoint.info(name)
     room = torch.empty(min(CHUNK, info.nbytes), dtype=torch.uint8)
-    with opened(checkpoint.directory, info.file) as descriptor:
+    with checkpoint.opened(info.file) as descriptor:
         for chunk in _chunks(descriptor, info, memoryview(room.numpy())):
             yield room[: len(chunk)]
 
