@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from weightguard.checkpoint import Checkpoint, allowed_target, opened, strict_json
+from weightguard.checkpoint import Checkpoint, allowed_target, check_sha256, opened, strict_json
 from weightguard.errors import CheckpointError
 from weightguard.plan import Plan
 from weightguard.rewrite.stream import Written
@@ -183,7 +183,9 @@ def identity(checkpoint: Checkpoint, *, whole: bool = False) -> dict[str, Any]:
 
 def _digest(checkpoint: Checkpoint, file: str) -> str:
     with opened(checkpoint.directory, file) as descriptor, os.fdopen(os.dup(descriptor), "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    check_sha256(checkpoint.directory / file, checkpoint.directory, found)
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from weightguard.checkpoint import Checkpoint, Header, TensorInfo, opened, read_exactly
+from weightguard.checkpoint import Checkpoint, Header, TensorInfo, check_sha256, opened, read_exactly
 from weightguard.errors import CheckpointError
 from weightguard.kernels import ops
 from weightguard.kernels.sha256 import Data, Hash, sha256, update
@@ -177,6 +177,7 @@ def _write_file(
         _check_unchanged(before, source, sources.model, file)
     if hashes is not None:
         written.files_in[file], written.files_out[file] = hashes.before.hexdigest(), hashes.after.hexdigest()
+        check_sha256(sources.model.directory / file, sources.model.directory, written.files_in[file])
 
 
 def _write_edited(
