@@ -211,6 +211,24 @@ def test_server_that_never_answers(hub: Hub, where: tuple[str, str]) -> None:
     assert said["code"] == 5 and said["seconds"] < 15 and "ReadTimeout" in said["error"]
 
 
+def test_a_header_that_is_a_path(hub: Hub) -> None:
+    headers = {"X_Linked_Etag": '"../../../../../out"', "X_Repo_Commit": COMMIT}
+    hub.rules["HEAD", "model.safe"] = lambda handler: handler.say(200, b"w" * 3000, **headers)
+    said = hub.resolve()
+    assert said["code"] == 5 and said["error"].startswith(
+        "org/name: its X-Linked-Etag '../../../../../out' cannot be the name of a file; is http"
+    )
+    assert not list(hub.home.parent.rglob("*out*"))
+
+
+@pytest.mark.parametrize("part", ["/revision/", "/tree/"])
+def test_an_answer_that_is_a_page(hub: Hub, part: str) -> None:
+    hub.rules["GET", part] = lambda handler: handler.say(200, b"<html>")
+    said = hub.resolve()
+    assert said["code"] == 5 and said["stderr"] == ""
+    assert said["error"].startswith(f"org/name: the answer to /api/models/org/name{part} is not JSON; is http")
+
+
 def test_cut_download(hub: Hub) -> None:
     hub.rules["GET", "model.safe"] = lambda handler: handler.say(200, b"w" * 3000, send=1000)
     said = hub.resolve(settings={"TRIES": 2})

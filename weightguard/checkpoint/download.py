@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from weightguard.checkpoint.hub_answers import fault
 from weightguard.errors import CheckpointError, SystemFailure, WeightguardError
 
 PATIENCE = 15.0  # seconds from the first failure of a request within which it is tried again
@@ -77,6 +78,10 @@ def _fetch(fetch: Callable[..., str]) -> str:
 
 class _GaveUpError(Exception):
     """The request failed for longer than PATIENCE, or the hub asked to wait longer than that."""
+
+
+class _NoHubError(_GaveUpError):
+    """The answer is not one that a hub gives."""
 
 
 @dataclass
@@ -151,6 +156,9 @@ class _Patience:
         self._note(key, tries, trouble)
         if wait > PATIENCE - tries.age():
             self._give_up(trouble)
+        if false := fault(response):
+            self.over = self.over or false
+            raise _NoHubError(false)
         if not trouble and not options.get("stream"):  # the body of a stream can still be cut
             del self._failing[key]
         return response
@@ -214,6 +222,8 @@ def _in_words(error: BaseException, repo: str, revision: str | None) -> Weightgu
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     for link in chain:
+        if isinstance(link, _NoHubError):
+            return SystemFailure(f"{ref}: {link}; is {constants.ENDPOINT} a hub?")
         if isinstance(link, _GaveUpError):
             return SystemFailure(f"{ref}: the hub does not deliver: {link}; try again later")
         if isinstance(link, errors.HfHubHTTPError):
