@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +103,12 @@ class Hub(ThreadingHTTPServer):
         return said | {"stderr": err}
 
 
+def words(said: dict) -> list[str]:
+    """What stands on stderr beside progress."""
+    progress = r"(Fetching|Downloading|Reconstructing)[^\r\n]*?\|[^\r\n]*?\|[^\r\n]*?\[[^\r\n]*?\]"
+    return re.sub(progress, "", said["stderr"]).split()
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
     server = Hub(tmp_path / "home")
@@ -178,7 +186,11 @@ def test_short_rate_limit_is_waited_for(hub: Hub) -> None:
         handler.say(429, Retry_After="1")
 
     hub.rules["GET", "model.safe"] = once
-    assert hub.resolve()["revision"] == COMMIT
+    said = hub.resolve()
+    assert said["revision"] == COMMIT and words(said) == []
+    hub.rules["GET", "model.safe"] = once
+    shutil.rmtree(hub.home)
+    assert "429" in words(hub.resolve(HF_HUB_VERBOSITY="info"))  # for whoever asks for it
 
 
 @pytest.mark.parametrize("where", [("GET", "/api/"), ("GET", "/tree/"), ("HEAD", "model.safe"), ("GET", "model.safe")])
@@ -186,6 +198,7 @@ def test_server_error(hub: Hub, where: tuple[str, str]) -> None:
     hub.rules[where] = fail(503)
     said = hub.resolve(settings={"PATIENCE": 1.0})
     assert said["code"] == 5 and said["seconds"] < 10 and "HTTP 503" in said["error"]
+    assert words(said) == []
 
 
 @pytest.mark.full
@@ -234,6 +247,7 @@ def test_cut_download(hub: Hub) -> None:
     said = hub.resolve(settings={"TRIES": 2})
     assert said["code"] == 5 and said["seconds"] < 15
     assert said["error"].startswith("org/name: the hub does not deliver: the download was cut")
+    assert words(said) == []
     again = hub.resolve(offline=True)
     assert again["code"] == 3 and again["error"].startswith(
         "org/name: no such directory, and only in part in the local cache, and offline"
@@ -291,6 +305,7 @@ def test_cache_that_cannot_be_written(hub: Hub) -> None:
     hub.home.write_text("a file")
     said = hub.resolve()
     assert said["code"] == 5 and said["error"].startswith("org/name: the hub cache cannot be written: ")
+    assert words(said) == []
 
 
 def test_local_path_asks_nobody(hub: Hub, tmp_path: Path) -> None:
