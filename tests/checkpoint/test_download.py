@@ -154,6 +154,14 @@ def test_no_such_repository(hub: Hub) -> None:
     assert said["code"] == 3 and said["error"].startswith("no such model: org/name is neither a directory nor at http")
 
 
+@pytest.mark.parametrize(("verb", "headers"), [("HEAD", {"X_Error_Code": "EntryNotFound"}), ("GET", {})])
+def test_a_file_that_is_listed_and_not_there(hub: Hub, verb: str, headers: dict) -> None:
+    hub.rules[verb, "model.safe"] = fail(404, **headers)
+    said = hub.resolve()
+    assert said["code"] == 3
+    assert said["error"] == "org/name: the hub lists 'model.safetensors', but does not have it (HTTP 404)"
+
+
 def test_disabled(hub: Hub) -> None:
     hub.rules["GET", "model.safe"] = fail(403, X_Error_Message="Access to this resource is disabled.")
     said = hub.resolve()
@@ -278,6 +286,11 @@ def test_an_endpoint_that_is_none(hub: Hub) -> None:
         said["error"]
         == "org/name: no such directory, and HF_ENDPOINT=localhost:9 is no address that begins with http:// or https://"
     )
+
+
+def test_an_empty_endpoint_is_none(hub: Hub) -> None:
+    said = hub.resolve(HF_ENDPOINT="", HTTPS_PROXY="http://127.0.0.1:9")  # which leads nowhere
+    assert said["error"].startswith("org/name: no such directory, and the connection to https://huggingface.co failed")
 
 
 @pytest.mark.parametrize("way", [{"offline": True}, {"HF_HUB_OFFLINE": "1"}])

@@ -279,6 +279,9 @@ def _refusal(error: Any, ref: str, page: str) -> WeightguardError:
         return CheckpointError(
             f"{ref}: {found} ({trouble}): accept the terms at {page} and log in with `hf auth login`"
         )
+    file = error.response.request.url.path.partition("/resolve/")[2].partition("/")[2]
+    if status in (404, 410, 451) and file and name != "RepositoryNotFoundError":
+        return CheckpointError(f"{ref}: the hub lists {file[:200]!a}, but does not have it ({trouble})")
     if status in (404, 410, 451):
         return CheckpointError(f"no such model: {ref} is neither a directory nor at {page} ({trouble})")
     if status in (400, 422):
