@@ -219,6 +219,16 @@ TENSORS: dict[str, tuple[dict[str, Any], type, str]] = {
         CheckpointError,
         f"{F}{A_Q!r} [0, 6] and {B_Q!r} [4, 0] do not share a rank",
     ),
+    "A of whole numbers": (
+        factors() | {A_Q: ("I32", (2, 6), bytes(48))},
+        UnsupportedError,
+        f"{F}tensor {A_Q!r} is I32, not a float type that can be edited",
+    ),
+    "B of eight bits": (
+        factors() | {B_Q: ("F8_E4M3", (4, 2), bytes(8))},
+        UnsupportedError,
+        f"{F}tensor {B_Q!r} is F8_E4M3, not a float type that can be edited",
+    ),
     "another prefix": (
         factors(prefix=""),
         CheckpointError,

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from weightguard.checkpoint.adapter_config import check_config, check_pattern, check_patterns, is_adapted
+from weightguard.checkpoint.header import FLOATS
 from weightguard.checkpoint.naming import Linear, family_of, match_linears
 from weightguard.checkpoint.reader import Checkpoint
 from weightguard.errors import CheckpointError, MismatchError, UnsupportedError
@@ -45,6 +46,7 @@ def lora_pairs(adapter: Checkpoint) -> dict[str, LoraPair]:
         if other not in adapter.tensors:
             raise CheckpointError(f"{info.file}: tensor {name!r} has no lora_B beside it")
         _check_targeted(adapter, name, module)
+        _check_floats(adapter, name, other)
         rank = _rank(adapter, name, other, module)
         pairs[module] = LoraPair(module, name, other, _scaling(adapter.config, module, rank))
     if not pairs:
@@ -59,6 +61,14 @@ def _check_targeted(adapter: Checkpoint, name: str, module: str) -> None:
             f"target_modules, exclude_modules, modules_to_save or layers_to_transform), so that peft would ignore it; "
             f"remove it or correct the config"
         )
+
+
+def _check_floats(adapter: Checkpoint, *names: str) -> None:
+    for info in map(adapter.info, names):
+        if info.dtype not in FLOATS:
+            raise UnsupportedError(
+                f"{info.file}: tensor {info.name!r} is {info.dtype}, not a float type that can be edited"
+            )
 
 
 def _check_other(adapter: Checkpoint, name: str) -> None:
