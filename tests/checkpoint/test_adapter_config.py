@@ -310,6 +310,20 @@ def test_bases(case: str, write: Write) -> None:
     assert str(error.value) == message
 
 
+def test_a_saved_module_that_is_not_there(write: Write) -> None:
+    adapter = opened(write, modules_to_save=["score", "lm_head"])
+    tensors = {f"{Q}.weight": zeros(4, 6), "lm_head.weight": zeros(4, 6)}
+    assert base_tensors(lora_pairs(adapter), base(write), adapter)  # a base with neither
+    with pytest.raises(
+        MismatchError, match="^ADAPTER: modules_to_save of adapter_config.json names 'lm_head', of which "
+    ):
+        base_tensors(lora_pairs(adapter), base(write, tensors), adapter)
+    whole = opened(
+        write, factors() | {"base_model.model.lm_head.weight": zeros(4, 6)}, modules_to_save=["score", "lm_head"]
+    )
+    assert base_tensors(lora_pairs(whole), base(write, tensors), whole)
+
+
 @pytest.mark.parametrize("name", [f"{Q}.weight", f"{Q.removeprefix('model.')}.weight"])
 def test_paired_with_a_base_with_and_without_its_head_class(name: str, write: Write) -> None:
     adapter = opened(write)

@@ -126,6 +126,7 @@ def _matches(pattern: str, module: str, key: str) -> bool:
 
 def base_tensors(pairs: dict[str, LoraPair], base: Checkpoint, adapter: Checkpoint) -> dict[str, LoraPair]:
     """On-disk tensor name of the base -> pair. A module the base lacks, or of another shape, is a MismatchError."""
+    _check_saved(base, adapter)
     found: dict[str, LoraPair] = {}
     for pair in pairs.values():
         name = _base_tensor(pair, base, adapter)
@@ -133,6 +134,17 @@ def base_tensors(pairs: dict[str, LoraPair], base: Checkpoint, adapter: Checkpoi
             raise MismatchError(f"{adapter.label}: {found[name].module} and {pair.module} both adapt {name!r}")
         found[name] = pair
     return found
+
+
+def _check_saved(base: Checkpoint, adapter: Checkpoint) -> None:
+    """Of every module of the base that modules_to_save names there must be a copy: peft loads nothing without it."""
+    for module in adapter.config.get("modules_to_save") or []:
+        named = any(f".{name}".endswith(f".{module}.weight") for name in base.tensors)
+        if named and not any(f".{module}." in name for name in adapter.tensors):
+            raise MismatchError(
+                f"{adapter.label}: modules_to_save of adapter_config.json names {module!r}, of which no tensor is there, "
+                f"so that peft could not load it; remove it or copy the adapter again"
+            )
 
 
 def _base_tensor(pair: LoraPair, base: Checkpoint, adapter: Checkpoint) -> str:
