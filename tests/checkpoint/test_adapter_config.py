@@ -314,9 +314,7 @@ def test_a_saved_module_that_is_not_there(write: Write) -> None:
     adapter = opened(write, modules_to_save=["score", "lm_head"])
     tensors = {f"{Q}.weight": zeros(4, 6), "lm_head.weight": zeros(4, 6)}
     assert base_tensors(lora_pairs(adapter), base(write), adapter)  # a base with neither
-    with pytest.raises(
-        MismatchError, match="^ADAPTER: modules_to_save of adapter_config.json names 'lm_head', of which "
-    ):
+    with pytest.raises(MismatchError, match=r"^ADAPTER: modules_to_save of .* names 'lm_head', "):
         base_tensors(lora_pairs(adapter), base(write, tensors), adapter)
     whole = opened(
         write, factors() | {"base_model.model.lm_head.weight": zeros(4, 6)}, modules_to_save=["score", "lm_head"]

@@ -143,7 +143,7 @@ def _check_saved(base: Checkpoint, adapter: Checkpoint) -> None:
         if named and not any(f".{module}." in name for name in adapter.tensors):
             raise MismatchError(
                 f"{adapter.label}: modules_to_save of adapter_config.json names {module!r}, of which no tensor is there, "
-                f"so that peft could not load it; remove it or copy the adapter again"
+                "so that peft could not load it; remove it or copy the adapter again"
             )
 
 
