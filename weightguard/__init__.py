@@ -6,6 +6,11 @@ result = wg.repair("org/model", method="antidote", aligned="org/aligned", harmfu
 
 from __future__ import annotations
 
+import os
+
+if not os.environ.get("HF_ENDPOINT", "set").strip():  # huggingface_hub would take nothing for an address
+    del os.environ["HF_ENDPOINT"]
+
 from weightguard.api import (
     apply,
     attack,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
@@ -63,6 +64,35 @@ CONFIGS: dict[str, tuple[dict[str, Any], type, str]] = {
         {"init_lora_weights": "pissa_niter_4"},
         UnsupportedError,
         f"{J}init_lora_weights 'pissa_niter_4' rewrites the base on loading; convert it to plain LoRA first",
+    ),
+    **{
+        f"{key} that is {json.dumps(value)}": (
+            {key: value},
+            CheckpointError,
+            f"{J}{key} is {json.dumps(value)}; {words}",
+        )
+        for key, values, words in [
+            ("target_modules", [5, True, {"q_proj": 1}, "", [5]], "it must be null, a list of names, or one pattern"),
+            ("exclude_modules", [5, False, [None]], "it must be null, a list of names, or one pattern"),
+            ("modules_to_save", [5, "lm_head", [5]], "it must be null or a list of names"),
+            ("layers_to_transform", ["1", [True], 1.5], "it must be null, a whole number, or a list of them"),
+            ("layers_pattern", [5, {}], "it must be null, a list of names, or one pattern"),
+            ("layers_pattern", ["zz", ["layers"]], "without layers_to_transform it has no meaning"),
+            ("bias", ["zzz", None, True], "it must be none, all or lora_only"),
+            (
+                "init_lora_weights",
+                [5, "zz", ["gaussian"]],
+                "it must be true, false or one of gaussian, eva, orthogonal, mica",
+            ),
+            ("use_rslora", ["false", 0], "it must be true or false"),
+            ("lora_dropout", ["0", None, 1.5, -1], "it must be a number from 0 to 1"),
+        ]
+        for value in values
+    },
+    "layers of a pattern": (
+        {"target_modules": ".*q_proj", "layers_to_transform": [0]},
+        CheckpointError,
+        f"{J}layers_to_transform is [0]; target_modules must be a list beside it, not a pattern",
     ),
     "rank of zero": ({"r": 0}, CheckpointError, f"{J}rank 0 for {Q}, but {A_Q!r} has rank 2"),
     "rank of another": ({"r": 4}, CheckpointError, f"{J}rank 4 for {Q}, but {A_Q!r} has rank 2"),
@@ -189,6 +219,16 @@ TENSORS: dict[str, tuple[dict[str, Any], type, str]] = {
         CheckpointError,
         f"{F}{A_Q!r} [0, 6] and {B_Q!r} [4, 0] do not share a rank",
     ),
+    "A of whole numbers": (
+        factors() | {A_Q: ("I32", (2, 6), bytes(48))},
+        UnsupportedError,
+        f"{F}tensor {A_Q!r} is I32, not a float type that can be edited",
+    ),
+    "B of eight bits": (
+        factors() | {B_Q: ("F8_E4M3", (4, 2), bytes(8))},
+        UnsupportedError,
+        f"{F}tensor {B_Q!r} is F8_E4M3, not a float type that can be edited",
+    ),
     "another prefix": (
         factors(prefix=""),
         CheckpointError,
@@ -216,6 +256,34 @@ def test_tensors(case: str, write: Write) -> None:
     assert (type(error.value), str(error.value)) == (kind, message)
 
 
+LEFT_OUT: list[dict[str, Any]] = [
+    {"target_modules": ["v_proj"]}, {"target_modules": []}, {"target_modules": ".*v_proj"}, {"target_modules": "q_proj"},
+    {"exclude_modules": ["q_proj"]}, {"exclude_modules": ".*q_proj"}, {"exclude_modules": [Q]},
+    {"modules_to_save": ["self_attn"]}, {"layers_to_transform": 1}, {"layers_to_transform": [1, 2]},
+    {"layers_to_transform": [0], "layers_pattern": "zz"},
+]  # fmt: skip
+ADAPTED: list[dict[str, Any]] = [
+    {"target_modules": None}, {"target_modules": "all-linear"}, {"target_modules": ".*q_proj"}, {"target_modules": [Q]},
+    {"exclude_modules": ["v_proj", "proj", "q"]}, {"exclude_modules": "q_proj"}, {"exclude_modules": ""},
+    {"modules_to_save": ["lm_head", "q"]}, {"layers_to_transform": 0}, {"layers_to_transform": [], "layers_pattern": ""},
+    {"layers_to_transform": [0], "layers_pattern": ["h", "layers"]}, {"init_lora_weights": "Gaussian", "bias": "all"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", LEFT_OUT, ids=str)
+def test_a_module_that_peft_would_leave_out(changes: dict[str, Any], write: Write) -> None:
+    with pytest.raises(MismatchError) as error:
+        lora_pairs(opened(write, **changes))
+    assert str(error.value).startswith(
+        f"{F}tensor {A_Q!r} belongs to a module that adapter_config.json leaves out (by "
+    )
+
+
+@pytest.mark.parametrize("changes", ADAPTED, ids=str)
+def test_a_module_that_peft_would_adapt(changes: dict[str, Any], write: Write) -> None:
+    assert list(lora_pairs(opened(write, **changes))) == [Q]
+
+
 BASES: dict[str, tuple[dict[str, Any], str]] = {
     "without the module": ({"x.weight": zeros(4, 6)}, f"ADAPTER: adapts {Q}, which BASE does not have"),
     "wider": (
@@ -240,6 +308,18 @@ def test_bases(case: str, write: Write) -> None:
     with pytest.raises(MismatchError) as error:
         base_tensors(lora_pairs(adapter), base(write, tensors), adapter)
     assert str(error.value) == message
+
+
+def test_a_saved_module_that_is_not_there(write: Write) -> None:
+    adapter = opened(write, modules_to_save=["score", "lm_head"])
+    tensors = {f"{Q}.weight": zeros(4, 6), "lm_head.weight": zeros(4, 6)}
+    assert base_tensors(lora_pairs(adapter), base(write), adapter)  # a base with neither
+    with pytest.raises(MismatchError, match=r"^ADAPTER: modules_to_save of .* names 'lm_head', "):
+        base_tensors(lora_pairs(adapter), base(write, tensors), adapter)
+    whole = opened(
+        write, factors() | {"base_model.model.lm_head.weight": zeros(4, 6)}, modules_to_save=["score", "lm_head"]
+    )
+    assert base_tensors(lora_pairs(whole), base(write, tensors), whole)
 
 
 @pytest.mark.parametrize("name", [f"{Q}.weight", f"{Q.removeprefix('model.')}.weight"])

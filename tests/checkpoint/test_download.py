@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +103,12 @@ class Hub(ThreadingHTTPServer):
         return said | {"stderr": err}
 
 
+def words(said: dict) -> list[str]:
+    """What stands on stderr beside progress."""
+    progress = r"(Fetching|Downloading|Reconstructing)[^\r\n]*?\|[^\r\n]*?\|[^\r\n]*?\[[^\r\n]*?\]"
+    return re.sub(progress, "", said["stderr"]).split()
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
     server = Hub(tmp_path / "home")
@@ -146,6 +154,14 @@ def test_no_such_repository(hub: Hub) -> None:
     assert said["code"] == 3 and said["error"].startswith("no such model: org/name is neither a directory nor at http")
 
 
+@pytest.mark.parametrize(("verb", "headers"), [("HEAD", {"X_Error_Code": "EntryNotFound"}), ("GET", {})])
+def test_a_file_that_is_listed_and_not_there(hub: Hub, verb: str, headers: dict) -> None:
+    hub.rules[verb, "model.safe"] = fail(404, **headers)
+    said = hub.resolve()
+    assert said["code"] == 3
+    assert said["error"] == "org/name: the hub lists 'model.safetensors', but does not have it (HTTP 404)"
+
+
 def test_disabled(hub: Hub) -> None:
     hub.rules["GET", "model.safe"] = fail(403, X_Error_Message="Access to this resource is disabled.")
     said = hub.resolve()
@@ -178,7 +194,11 @@ def test_short_rate_limit_is_waited_for(hub: Hub) -> None:
         handler.say(429, Retry_After="1")
 
     hub.rules["GET", "model.safe"] = once
-    assert hub.resolve()["revision"] == COMMIT
+    said = hub.resolve()
+    assert said["revision"] == COMMIT and words(said) == []
+    hub.rules["GET", "model.safe"] = once
+    shutil.rmtree(hub.home)
+    assert "429" in words(hub.resolve(HF_HUB_VERBOSITY="info"))  # for whoever asks for it
 
 
 @pytest.mark.parametrize("where", [("GET", "/api/"), ("GET", "/tree/"), ("HEAD", "model.safe"), ("GET", "model.safe")])
@@ -186,6 +206,7 @@ def test_server_error(hub: Hub, where: tuple[str, str]) -> None:
     hub.rules[where] = fail(503)
     said = hub.resolve(settings={"PATIENCE": 1.0})
     assert said["code"] == 5 and said["seconds"] < 10 and "HTTP 503" in said["error"]
+    assert words(said) == []
 
 
 @pytest.mark.full
@@ -211,11 +232,30 @@ def test_server_that_never_answers(hub: Hub, where: tuple[str, str]) -> None:
     assert said["code"] == 5 and said["seconds"] < 15 and "ReadTimeout" in said["error"]
 
 
+def test_a_header_that_is_a_path(hub: Hub) -> None:
+    headers = {"X_Linked_Etag": '"../../../../../out"', "X_Repo_Commit": COMMIT}
+    hub.rules["HEAD", "model.safe"] = lambda handler: handler.say(200, b"w" * 3000, **headers)
+    said = hub.resolve()
+    assert said["code"] == 5 and said["error"].startswith(
+        "org/name: its X-Linked-Etag '../../../../../out' cannot be the name of a file; is http"
+    )
+    assert not list(hub.home.parent.rglob("*out*"))
+
+
+@pytest.mark.parametrize("part", ["/revision/", "/tree/"])
+def test_an_answer_that_is_a_page(hub: Hub, part: str) -> None:
+    hub.rules["GET", part] = lambda handler: handler.say(200, b"<html>")
+    said = hub.resolve()
+    assert said["code"] == 5 and said["stderr"] == ""
+    assert said["error"].startswith(f"org/name: the answer to /api/models/org/name{part} is not JSON; is http")
+
+
 def test_cut_download(hub: Hub) -> None:
     hub.rules["GET", "model.safe"] = lambda handler: handler.say(200, b"w" * 3000, send=1000)
     said = hub.resolve(settings={"TRIES": 2})
     assert said["code"] == 5 and said["seconds"] < 15
     assert said["error"].startswith("org/name: the hub does not deliver: the download was cut")
+    assert words(said) == []
     again = hub.resolve(offline=True)
     assert again["code"] == 3 and again["error"].startswith(
         "org/name: no such directory, and only in part in the local cache, and offline"
@@ -248,6 +288,11 @@ def test_an_endpoint_that_is_none(hub: Hub) -> None:
     )
 
 
+def test_an_empty_endpoint_is_none(hub: Hub) -> None:
+    said = hub.resolve(HF_ENDPOINT="", HTTPS_PROXY="http://127.0.0.1:9")  # which leads nowhere
+    assert said["error"].startswith("org/name: no such directory, and the connection to https://huggingface.co failed")
+
+
 @pytest.mark.parametrize("way", [{"offline": True}, {"HF_HUB_OFFLINE": "1"}])
 def test_offline(hub: Hub, way: dict) -> None:
     said = hub.resolve(**way)
@@ -273,6 +318,7 @@ def test_cache_that_cannot_be_written(hub: Hub) -> None:
     hub.home.write_text("a file")
     said = hub.resolve()
     assert said["code"] == 5 and said["error"].startswith("org/name: the hub cache cannot be written: ")
+    assert words(said) == []
 
 
 def test_local_path_asks_nobody(hub: Hub, tmp_path: Path) -> None:

@@ -432,3 +432,43 @@ def test_what_stock_peft_would_compute_otherwise_is_refused(
     code, said = line("repair", lora, "--method", "magnitude", "--target", target, "-o", tmp_path / "OUT")
     assert code == 6 and word in said
     assert not (tmp_path / "OUT").exists()
+
+
+VALUES: list[Any] = [
+    None, True, 5, "", "zz", [], ["q_proj"], [5], {"a": 1}, "q_proj", ".*q_proj", "all-linear", ["layers"],
+]  # fmt: skip
+KEYS = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "bias", "init_lora_weights")
+ODD: list[dict[str, Any]] = [
+    *({key: value} for key in KEYS for value in VALUES),
+    *({"layers_to_transform": value} for value in (None, 0, 1, [], [0], [0, 1], "0", ["0"], 1.5)),
+    *({"layers_to_transform": [0, 1], "layers_pattern": value} for value in (None, "", "layers", ["layers"], "zz", 5)),
+    *({"lora_dropout": value} for value in (0, 1, 0.5, 2, None, "x")),
+    {"target_modules": ".*", "layers_to_transform": 0}, {"bias": "all"}, {"init_lora_weights": "gaussian"},
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_stock_peft_cannot_load_or_leaves_out_is_refused(
+    checkpoint: Build, adapter: Build, tmp_path: Path
+) -> None:
+    """With peft itself as the judge of every value; what it loads by accident may be refused too, but nothing it writes."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = checkpoint("llama")
+    lora = adapter(base, target_modules=["q_proj", "v_proj"])
+    held = {f"base_model.model.model.layers.{i}.self_attn.{x}_proj.lora_A.weight" for i in range(2) for x in "qv"}
+    accepted, loaded = [], []
+    for number, settings in enumerate(ODD):
+        odd = shutil.copytree(lora, tmp_path / str(number))
+        (odd / "adapter_config.json").write_text(json.dumps({**settings_of(lora), **settings}))
+        accepted.append(not any("adapter_config.json" in problem for problem in wg.inspect(str(odd)).problems))
+        try:
+            model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), odd)
+        except Exception:
+            loaded.append(False)
+        else:
+            loaded.append(held <= {name.replace(".default", "") for name in model.state_dict()})
+    wrong = [case for case, ours, theirs in zip(ODD, accepted, loaded, strict=True) if ours and not theirs]
+    assert wrong == []
+    assert sum(accepted) >= 24 and accepted.count(False) >= 60

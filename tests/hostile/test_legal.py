@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -207,10 +208,10 @@ def hub_cache(model: Any, root: Path, shared: bool) -> Path:
     for directory in (snapshot, blobs):
         directory.mkdir(parents=True)
     for at, path in enumerate(sorted(model.path.iterdir())):
-        digest = f"{at:02x}" * 32
+        digest, other = hashlib.sha256(path.read_bytes()).hexdigest(), f"{at:02x}" * 32
         blob = blobs / digest
-        if shared:
-            stored = root / "blobs" / digest[:2] / digest
+        if shared:  # where another hash of the content is the name
+            stored = root / "blobs" / other[:2] / other
             stored.parent.mkdir(parents=True)
             path.rename(stored)
             blob.symlink_to(os.path.relpath(stored, blobs))

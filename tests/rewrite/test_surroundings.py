@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import io
 import os
 import resource
@@ -16,7 +17,10 @@ from typing import Any
 
 import pytest
 
+import weightguard as wg
 from weightguard.checkpoint import strict_json
+from weightguard.checkpoint.digests import file_digests
+from weightguard.errors import CheckpointError
 
 Held = dict[str, tuple[Any, ...]]
 
@@ -77,6 +81,38 @@ def test_few_open_files(free: int, place: Any, reference: Held) -> None:
         return
     one_line(ended, 5, "Too many open files")
     assert free < FREE[-1] and place.held() == {} and place.litter() == []
+
+
+def in_hub_cache(model: Path, damaged: str) -> Path:
+    """The model as huggingface_hub keeps it: links to blobs that go by their sha256, one with a bit turned."""
+    repository = model.parent / "model" / "models--org--name"
+    snapshot, blobs = repository / "snapshots" / ("0" * 40), repository / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for path in [path for path in model.iterdir() if path.is_file()]:
+        blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
+        path.rename(blob)
+        (snapshot / path.name).symlink_to(blob)
+        if path.name == damaged:
+            data = blob.read_bytes()
+            blob.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+    return snapshot
+
+
+@pytest.mark.parametrize("damaged", ["", "model-00002-of-00003.safetensors"])
+def test_a_blob_of_the_hub_cache_that_is_not_what_its_name_says(damaged: str, place: Any) -> None:
+    snapshot = in_hub_cache(place.model, damaged)
+    ended = place.run("repair", str(snapshot), *place.arguments()[2:])
+    found = wg.inspect(str(snapshot)).problems
+    if not damaged:
+        assert ended.code == 0 and found == () and len(file_digests(snapshot)) == 11
+        return
+    words = f"{damaged}: damaged: its sha256 is "
+    one_line(ended, 3, words)
+    assert place.held() == {} and place.litter() == []
+    assert [problem.partition(words)[0] for problem in found] == [""] and "download it again" in found[0]
+    with pytest.raises(CheckpointError, match="damaged"):
+        file_digests(snapshot)
 
 
 def test_no_network(place: Any, reference: Held) -> None:

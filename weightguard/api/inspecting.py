@@ -13,6 +13,7 @@ from weightguard.checkpoint import (
     Checkpoint,
     Linear,
     TensorInfo,
+    check_sha256,
     decoder_linears,
     foreign_names,
     misfits,
@@ -24,7 +25,7 @@ from weightguard.checkpoint import (
 )
 from weightguard.checkpoint.adapter import bypassing, lora_pairs
 from weightguard.checkpoint.shapes import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
-from weightguard.errors import WeightguardError
+from weightguard.errors import CheckpointError, WeightguardError
 
 Progress = Callable[[str, int, int], None]
 CHUNK = 4 << 20
@@ -185,7 +186,16 @@ def _read_all(
                 problems += [f"{file}: tensor {info.name!r} holds NaN or infinity"] if odd else []
                 problems += [f"{file}: tensor {info.name!r} is all zeros"] if zero and len(info.shape) > 1 else []
         files[file]["sha256"] = whole.hexdigest()
+        problems += _damage(checkpoint, file, whole.hexdigest())
     return hashes, files, problems
+
+
+def _damage(checkpoint: Checkpoint, file: str, found: str) -> list[str]:
+    try:
+        check_sha256(checkpoint.directory / file, checkpoint.directory, found)
+    except CheckpointError as error:
+        return [str(error)]
+    return []
 
 
 def _not_finite(buffer: bytearray, dtype: str) -> bool:

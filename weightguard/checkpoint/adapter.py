@@ -10,20 +10,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from weightguard.checkpoint.adapter_config import check_config, check_pattern, check_patterns, is_adapted
+from weightguard.checkpoint.header import FLOATS
 from weightguard.checkpoint.naming import Linear, family_of, match_linears
-from weightguard.checkpoint.patterns import is_bounded
 from weightguard.checkpoint.reader import Checkpoint
 from weightguard.errors import CheckpointError, MismatchError, UnsupportedError
 
 PREFIX = "base_model.model."
-# Options under which s·B·A over the named base is not what stock peft computes.
-_REFUSED = (
-    "use_dora", "lora_bias", "use_qalora", "use_bdlora", "arrow_config", "alora_invocation_tokens", "kasa_config",
-    "velora_config", "monteclora_config", "layer_replication", "megatron_config", "target_parameters",
-    "trainable_token_indices",
-)  # fmt: skip
-# Initialisations that rewrite the base when the adapter is loaded.
-_REWRITES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -38,8 +31,9 @@ class LoraPair:
 
 def lora_pairs(adapter: Checkpoint) -> dict[str, LoraPair]:
     """Module path (without peft's prefix) -> its pair, in file order. Errors name the tensor and the config key."""
-    _check_config(adapter.config)
-    _check_targets(adapter)
+    check_config(adapter.config)
+    # peft asks about the base's modules; .lora_A.weight makes up for those with longer names than the linears.
+    check_patterns(adapter.config, max((len(name.removeprefix(PREFIX)) for name in adapter.tensors), default=0))
     pairs = {}
     for name, info in adapter.tensors.items():
         if not name.endswith(".lora_A.weight"):
@@ -52,6 +46,7 @@ def lora_pairs(adapter: Checkpoint) -> dict[str, LoraPair]:
         if other not in adapter.tensors:
             raise CheckpointError(f"{info.file}: tensor {name!r} has no lora_B beside it")
         _check_targeted(adapter, name, module)
+        _check_floats(adapter, name, other)
         rank = _rank(adapter, name, other, module)
         pairs[module] = LoraPair(module, name, other, _scaling(adapter.config, module, rank))
     if not pairs:
@@ -59,40 +54,21 @@ def lora_pairs(adapter: Checkpoint) -> dict[str, LoraPair]:
     return pairs
 
 
-def _check_config(config: dict) -> None:
-    if config.get("peft_type") != "LORA":
-        raise UnsupportedError(
-            f"adapter_config.json: peft_type {config.get('peft_type')!r} is not supported, only LORA"
-        )
-    for key in _REFUSED:
-        if config.get(key):
-            raise UnsupportedError(f"adapter_config.json: {key} is not supported; merge the adapter with peft first")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_REWRITES_BASE):
-        raise UnsupportedError(
-            f"adapter_config.json: init_lora_weights {start!r} rewrites the base on loading; convert it to plain LoRA first"
-        )
-
-
 def _check_targeted(adapter: Checkpoint, name: str, module: str) -> None:
-    if not _is_targeted(adapter.config, module):
+    if not is_adapted(adapter.config, module):
         raise MismatchError(
-            f"{adapter.info(name).file}: tensor {name!r} belongs to a module that target_modules and layers_to_transform "
-            f"of adapter_config.json leave out, so that peft would ignore it; remove it or correct the config"
+            f"{adapter.info(name).file}: tensor {name!r} belongs to a module that adapter_config.json leaves out (by "
+            f"target_modules, exclude_modules, modules_to_save or layers_to_transform), so that peft would ignore it; "
+            f"remove it or correct the config"
         )
 
 
-def _is_targeted(config: dict, module: str) -> bool:
-    """peft's rule for a list of names and layers_to_transform; a regular expression is left to peft itself."""
-    targets, layers = config.get("target_modules"), config.get("layers_to_transform")
-    if not isinstance(targets, list) or module in targets:
-        return True
-    if not any(module.endswith(f".{target}") for target in targets):
-        return False
-    if layers in (None, []) or config.get("layers_pattern"):
-        return True
-    found = re.match(r".*?\.[^.]*\.(\d{1,9})\.", module)
-    return found is not None and int(found[1]) in (layers if isinstance(layers, list) else [layers])
+def _check_floats(adapter: Checkpoint, *names: str) -> None:
+    for info in map(adapter.info, names):
+        if info.dtype not in FLOATS:
+            raise UnsupportedError(
+                f"{info.file}: tensor {info.name!r} is {info.dtype}, not a float type that can be edited"
+            )
 
 
 def _check_other(adapter: Checkpoint, name: str) -> None:
@@ -144,34 +120,13 @@ def _matches(pattern: str, module: str, key: str) -> bool:
     if module == pattern or module.endswith("." + pattern):
         return True
     whole = rf"(.*\.)?({pattern})$"
-    _check_pattern(whole, pattern, key, len(module))
+    check_pattern(whole, pattern, key, len(module))
     return re.match(whole, module) is not None
-
-
-def _check_pattern(whole: str, pattern: str, key: str, length: int) -> None:
-    try:
-        bounded = is_bounded(whole, length)
-    except re.error as error:
-        raise CheckpointError(
-            f"adapter_config.json: {key} {pattern[:60]!r} is no regular expression: {error}"
-        ) from error
-    if not bounded:
-        raise CheckpointError(f"adapter_config.json: {key} has a pattern that may never end: {pattern[:60]!r}")
-
-
-def _check_targets(adapter: Checkpoint) -> None:
-    """What peft runs as a regular expression over every module name when the adapter is loaded."""
-    # peft asks about the base's modules; .lora_A.weight makes up for those with longer names than the linears.
-    longest = max((len(name.removeprefix(PREFIX)) for name in adapter.tensors), default=0)
-    for key in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
-        value = adapter.config.get(key)
-        for pattern in value if isinstance(value, list) else [value]:
-            if isinstance(pattern, str):
-                _check_pattern(pattern, pattern, key, longest)
 
 
 def base_tensors(pairs: dict[str, LoraPair], base: Checkpoint, adapter: Checkpoint) -> dict[str, LoraPair]:
     """On-disk tensor name of the base -> pair. A module the base lacks, or of another shape, is a MismatchError."""
+    _check_saved(base, adapter)
     found: dict[str, LoraPair] = {}
     for pair in pairs.values():
         name = _base_tensor(pair, base, adapter)
@@ -179,6 +134,17 @@ def base_tensors(pairs: dict[str, LoraPair], base: Checkpoint, adapter: Checkpoi
             raise MismatchError(f"{adapter.label}: {found[name].module} and {pair.module} both adapt {name!r}")
         found[name] = pair
     return found
+
+
+def _check_saved(base: Checkpoint, adapter: Checkpoint) -> None:
+    """Of every module of the base that modules_to_save names there must be a copy: peft loads nothing without it."""
+    for module in adapter.config.get("modules_to_save") or []:
+        named = any(f".{name}".endswith(f".{module}.weight") for name in base.tensors)
+        if named and not any(f".{module}." in name for name in adapter.tensors):
+            raise MismatchError(
+                f"{adapter.label}: modules_to_save of adapter_config.json names {module!r}, of which no tensor is there, "
+                "so that peft could not load it; remove it or copy the adapter again"
+            )
 
 
 def _base_tensor(pair: LoraPair, base: Checkpoint, adapter: Checkpoint) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from weightguard.checkpoint.hub import allowed_target
+from weightguard.checkpoint.hub import allowed_target, check_sha256
 from weightguard.errors import CheckpointError, SystemFailure
 
 _BLOCK = 2**22
@@ -22,7 +22,8 @@ def file_digests(directory: Path, progress: Callable[[int, int], None] = _silent
     """Name within the directory -> sha256, sorted by name. Folders whose name begins with a dot (.git, the hub's
     .cache) are not part of a checkpoint; every other file is, whatever it is called.
 
-    Errors: CheckpointError for a link that leads out of the checkpoint or to no regular file, SystemFailure.
+    Errors: CheckpointError for a link that leads out of the checkpoint or to no regular file, or a file of the hub cache
+    that is not what the hub says; SystemFailure.
     """
     files = {name: allowed_target(directory / name, directory) for name in sorted(_names(directory))}
     total, done = sum(path.stat().st_size for path in files.values()), 0
@@ -34,6 +35,7 @@ def file_digests(directory: Path, progress: Callable[[int, int], None] = _silent
             done += len(block)
             progress(min(done, total), total)
         found[name] = digest.hexdigest()
+        check_sha256(directory / name, directory, found[name])
     return found
 
 

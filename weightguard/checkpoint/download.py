@@ -12,6 +12,7 @@ import os
 import re
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from weightguard.checkpoint.hub_answers import fault
 from weightguard.errors import CheckpointError, SystemFailure, WeightguardError
 
 PATIENCE = 15.0  # seconds from the first failure of a request within which it is tried again
@@ -53,10 +55,25 @@ def snapshot(repo: str, revision: str | None, *, offline: bool = False) -> Path:
     try:
         offline = offline or constants.HF_HUB_OFFLINE
         fetch = partial(snapshot_download, repo, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED)
-        with _ONE_AT_A_TIME:
+        with _ONE_AT_A_TIME, _quiet():
             return Path(fetch(local_files_only=True) if offline else _fetch(fetch))
     except Exception as error:  # what a library and a server can fail with has no end; all of it ends in one line
         raise _in_words(error, repo, revision) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What huggingface_hub says of every try is said once, by us; whoever asked it to say more still hears it all."""
+    library = logging.getLogger("huggingface_hub")
+    before = library.level
+    if before not in (logging.DEBUG, logging.INFO):
+        library.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        library.setLevel(before)
 
 
 def _fetch(fetch: Callable[..., str]) -> str:
@@ -77,6 +94,10 @@ def _fetch(fetch: Callable[..., str]) -> str:
 
 class _GaveUpError(Exception):
     """The request failed for longer than PATIENCE, or the hub asked to wait longer than that."""
+
+
+class _NoHubError(_GaveUpError):
+    """The answer is not one that a hub gives."""
 
 
 @dataclass
@@ -100,6 +121,7 @@ class _Patience:
     def __init__(self) -> None:
         self.over = ""
         self.unanswered = ""
+        self._ended: type[_GaveUpError] = _GaveUpError
         self._failing: dict[tuple[str, ...], _Tries] = {}
 
     @contextlib.contextmanager
@@ -139,7 +161,7 @@ class _Patience:
         key = (request.method, str(request.url), request.headers.get("range", ""))
         tries = self._failing.setdefault(key, _Tries())
         if self.over or tries.are_enough():
-            self._give_up(tries.reason)
+            self._give_up(tries.reason, _GaveUpError)
         tries.count += 1
         _limit_timeouts(request)
         try:
@@ -150,7 +172,9 @@ class _Patience:
         trouble, wait = _trouble(response)
         self._note(key, tries, trouble)
         if wait > PATIENCE - tries.age():
-            self._give_up(trouble)
+            self._give_up(trouble, _GaveUpError)
+        if false := fault(response):
+            self._give_up(false, _NoHubError)
         if not trouble and not options.get("stream"):  # the body of a stream can still be cut
             del self._failing[key]
         return response
@@ -160,9 +184,10 @@ class _Patience:
         if "/api/models/" in key[1]:
             self.unanswered = trouble
 
-    def _give_up(self, reason: str) -> None:
-        self.over = self.over or reason  # the other files of the snapshot end at their next request
-        raise _GaveUpError(self.over)
+    def _give_up(self, reason: str, how: type[_GaveUpError]) -> None:
+        if not self.over:  # the other files of the snapshot end at their next request, for the same reason
+            self.over, self._ended = reason, how
+        raise self._ended(self.over)
 
 
 def _limit_timeouts(request: Any) -> None:
@@ -214,6 +239,8 @@ def _in_words(error: BaseException, repo: str, revision: str | None) -> Weightgu
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     for link in chain:
+        if isinstance(link, _NoHubError):
+            return SystemFailure(f"{ref}: {link}; is {constants.ENDPOINT} a hub?")
         if isinstance(link, _GaveUpError):
             return SystemFailure(f"{ref}: the hub does not deliver: {link}; try again later")
         if isinstance(link, errors.HfHubHTTPError):
@@ -252,6 +279,9 @@ def _refusal(error: Any, ref: str, page: str) -> WeightguardError:
         return CheckpointError(
             f"{ref}: {found} ({trouble}): accept the terms at {page} and log in with `hf auth login`"
         )
+    file = error.response.request.url.path.partition("/resolve/")[2].partition("/")[2]
+    if status in (404, 410, 451) and file and name != "RepositoryNotFoundError":
+        return CheckpointError(f"{ref}: the hub lists {file[:200]!a}, but does not have it ({trouble})")
     if status in (404, 410, 451):
         return CheckpointError(f"no such model: {ref} is neither a directory nor at {page} ({trouble})")
     if status in (400, 422):

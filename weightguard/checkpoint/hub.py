@@ -22,6 +22,7 @@ _NAME = r"\w(?:[\w.-]{0,94}\w)?"
 _HUB_ID = re.compile(rf"(?P<repo>(?:{_NAME}/)?{_NAME})(?:@(?P<revision>\w[\w./-]{{0,199}}))?", re.ASCII)
 _FILES = (".safetensors", ".json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".zip", ".gz", ".tar", ".txt", ".jsonl")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHARED_BLOB = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}")
 
 
@@ -71,6 +72,19 @@ def allowed_target(path: Path, root: Path) -> Path:
     if base not in target.parents and not _is_own_blob(path, target, base):
         raise CheckpointError(f"{name}: a link out of the checkpoint, to {shown(str(target))}; copy the file itself")
     return target
+
+
+def check_sha256(path: Path, root: Path, found: str) -> None:
+    """Refuse a file of a hub cache whose content, of sha256 `found`, is not what the hub promised: a blob of large files
+    goes by its sha256. Of other files nothing is promised. Error: CheckpointError."""
+    blob = _first_hop(path)
+    base = Path(os.path.realpath(root))
+    promised = blob.name if _SHA256.fullmatch(blob.name) and _is_own_blob(path, blob, base) else found
+    if promised != found:
+        raise CheckpointError(
+            f"{shown(str(path.relative_to(root)))}: damaged: its sha256 is {found[:12]}..., and the hub says "
+            f"{promised[:12]}...; delete it from the hub cache and download it again"
+        )
 
 
 def _cannot_follow(name: str, error: OSError | ValueError) -> CheckpointError | SystemFailure:
@@ -169,6 +183,11 @@ def _is_own_blob(path: Path, target: Path, base: Path) -> bool:
     blobs, store = repository / "blobs", repository.parent / "blobs"
     if target.parent == blobs:
         return True
-    first = Path(os.path.realpath(path.parent), os.readlink(path)) if path.is_symlink() else path
     inside = os.path.relpath(target, store)
-    return Path(os.path.normpath(first)).parent == blobs and _SHARED_BLOB.fullmatch(inside) is not None
+    return _first_hop(path).parent == blobs and _SHARED_BLOB.fullmatch(inside) is not None
+
+
+def _first_hop(path: Path) -> Path:
+    """Where `path` leads if it is a link, with the folders on the way resolved but no further link followed."""
+    first = Path(os.path.realpath(path.parent), os.readlink(path)) if path.is_symlink() else path
+    return Path(os.path.normpath(first))

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from weightguard.checkpoint import Checkpoint, allowed_target, strict_json
+from weightguard.checkpoint import Checkpoint, allowed_target, check_sha256, strict_json
 from weightguard.checkpoint.digests import digest_of
 from weightguard.errors import CheckpointError
 from weightguard.plan import Plan
@@ -184,7 +184,9 @@ def identity(checkpoint: Checkpoint, *, whole: bool = False) -> dict[str, Any]:
 
 def _digest(checkpoint: Checkpoint, file: str) -> str:
     with checkpoint.opened(file) as descriptor, os.fdopen(os.dup(descriptor), "rb") as stream:
-        return digest_of(stream, file)
+        found = digest_of(stream, file)
+    check_sha256(checkpoint.directory / file, checkpoint.directory, found)
+    return found
 
 
 def versions() -> dict[str, str]:

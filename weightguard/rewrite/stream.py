@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from weightguard.checkpoint import TensorInfo, read_exactly
+from weightguard.checkpoint import TensorInfo, check_sha256, read_exactly
 from weightguard.errors import CheckpointError
 from weightguard.kernels import ops
 from weightguard.kernels.sha256 import Data, Hash, sha256, update
@@ -174,6 +174,7 @@ def _write_file(
         out.close()
     if hashes is not None:
         written.files_in[file], written.files_out[file] = hashes.before.hexdigest(), hashes.after.hexdigest()
+        check_sha256(sources.model.directory / file, sources.model.directory, written.files_in[file])
 
 
 def _write_edited(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from weightguard.checkpoint import Checkpoint, TensorInfo, allowed_target, read_exactly
+from weightguard.checkpoint import Checkpoint, TensorInfo, allowed_target, check_sha256, read_exactly
 from weightguard.checkpoint.digests import digest_of
 from weightguard.errors import CheckpointError, MismatchError
 from weightguard.kernels import ops
@@ -86,6 +86,7 @@ def _check_file(file: str, output: Checkpoint, manifest: Manifest, buffer: memor
             progress(info.nbytes)
     if whole.hexdigest() != manifest.outputs["files"][file]:
         raise CheckpointError(f"{file}: its header is not what {NAME} says")
+    check_sha256(output.directory / file, output.directory, whole.hexdigest())
 
 
 def _chunks(descriptor: int, info: TensorInfo, buffer: memoryview) -> Iterator[memoryview]:
