@@ -15,6 +15,7 @@ from typing import Any
 
 from weightguard.errors import InputError
 
+MAX_DEPTH = 64  # of TOML
 _NAMES = {str: "a string", bool: "true or false", int: "a whole number", float: "a finite number"}
 _SCHEMA = {str: "string", bool: "boolean", int: "integer", float: "number"}
 
@@ -150,14 +151,16 @@ def toml(raw: bytes, what: str) -> dict[str, Any]:
         raise InputError(f"{what}: byte {error.start}: not UTF-8") from None
     except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
         raise InputError(f"{what}: not TOML: {' '.join(str(error).split())[:200]}") from None
-    _check_whole_numbers(found, what)
+    _check_values(found, what)
     return found
 
 
-def _check_whole_numbers(value: Any, what: str) -> None:
-    """TOML promises 64 bits. Python takes more, and in hexadecimal so many that it cannot print them."""
-    if isinstance(value, int) and value.bit_length() > 63:
+def _check_values(value: Any, what: str, depth: int = 0) -> None:
+    """TOML promises 64 bits. Python takes more, and in hexadecimal so many that it cannot print them; and any depth."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise InputError(f"{what}: a whole number of more than 64 bits, which is not TOML")
+    if depth > MAX_DEPTH:
+        raise InputError(f"{what[:100]}...: nested deeper than {MAX_DEPTH} levels")
     held = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, each in held:
-        _check_whole_numbers(each, f"{what}.{str(key)[:100]}")
+        _check_values(each, f"{what}.{str(key)[:100]}", depth + 1)

@@ -47,6 +47,12 @@ class Sources:
     linears: Mapping[str, Linear]
     unaligned: Checkpoint | None = None
 
+    @property
+    def references(self) -> tuple[Checkpoint, ...]:
+        """What is read beside the model, but for an adapter over it."""
+        sides = (self.aligned, self.unaligned)
+        return tuple(side for side in sides if side is not None and side.directory != self.model.directory)
+
     def check_unchanged(self) -> None:
         """No weight file of what was read is another one by now. Error: CheckpointError."""
         adapter = None if self.merged is None else self.merged.adapter

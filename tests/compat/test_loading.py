@@ -43,6 +43,17 @@ def test_a_missing_tensor_is_named(
     assert not (tmp_path / "S").exists()
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_that_the_files_lack_is_tied_only_where_the_config_ties_it(
+    tied: bool, checkpoint: Build, tmp_path: Path
+) -> None:
+    model = checkpoint("llama", tied=True)
+    model = with_config(model, tmp_path / "model", tie_word_embeddings=tied)
+    assert wg.inspect(str(model), digests=False).tied == (
+        ("lm_head.weight = model.embed_tokens.weight",) if tied else ()
+    )
+
+
 def test_a_missing_linear_is_named(checkpoint: Build, tmp_path: Path, line: Any) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     model = without(checkpoint("llama"), tmp_path / "model", name)

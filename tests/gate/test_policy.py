@@ -140,6 +140,7 @@ def test_a_policy_that_is_none(policy, name: str) -> None:
         b"format = '1'",
         b"format = true",
         b"format = 0x1" + b"0" * 4300,
+        b"format = 1\n" + b".".join([b"a"] * 3000) + b" = 1",
         b"\xff",
         b"x" * 2_000_000,
     ],
@@ -178,3 +179,11 @@ def test_the_explanation_has_every_line_of_the_shipped_policy() -> None:
     plain = [line for line in shipped_policy().decode().splitlines() if line and not line.startswith("#")]
     explained = re.findall(r"^    (.+)$", said, re.M)
     assert [line for line in plain if line not in explained] == []
+
+
+def test_whole_numbers_of_64_bits() -> None:
+    """TOML's own bounds are legal."""
+    text = f"x = [{2**63 - 1}, {-(2**63)}]"
+    assert forms.toml(text.encode(), "c.toml") == {"x": [2**63 - 1, -(2**63)]}
+    with pytest.raises(InputError, match=r"^c.toml.x.0: a whole number of more than 64 bits"):
+        forms.toml(f"x = [{-(2**63) - 1}]".encode(), "c.toml")

@@ -149,6 +149,8 @@ def _stray(checkpoint: Checkpoint) -> list[str]:
 def _tied(checkpoint: Checkpoint) -> tuple[str, ...]:
     if checkpoint.is_adapter or any(n.endswith(OUTPUT_EMBEDDINGS) for n in checkpoint.tensors):
         return ()
+    if checkpoint.config.get("tie_word_embeddings", True) is False:
+        return ()
     embedding = next((n for n in checkpoint.tensors if n.endswith(INPUT_EMBEDDINGS)), None)
     return () if embedding is None else (f"lm_head.weight = {embedding}",)
 

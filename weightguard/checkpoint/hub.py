@@ -74,16 +74,20 @@ def allowed_target(path: Path, root: Path) -> Path:
     return target
 
 
-def check_sha256(path: Path, root: Path, found: str) -> None:
-    """Refuse a file of a hub cache whose content, of sha256 `found`, is not what the hub promised: a blob of large files
-    goes by its sha256. Of other files nothing is promised. Error: CheckpointError."""
+def promised_sha256(path: Path, root: Path) -> str | None:
+    """What a blob of the hub cache goes by, if that is a sha256, as of every large file; of other files nothing is promised."""
     blob = _first_hop(path)
-    base = Path(os.path.realpath(root))
-    promised = blob.name if _SHA256.fullmatch(blob.name) and _is_own_blob(path, blob, base) else found
-    if promised != found:
+    own = _SHA256.fullmatch(blob.name) and _is_own_blob(path, blob, Path(os.path.realpath(root)))
+    return blob.name if own else None
+
+
+def check_sha256(path: Path, root: Path, found: str) -> None:
+    """Refuse a file of a hub cache whose content, of sha256 `found`, is not what the hub promised. Error: CheckpointError."""
+    promised = promised_sha256(path, root)
+    if promised not in (None, found):
         raise CheckpointError(
             f"{shown(str(path.relative_to(root)))}: damaged: its sha256 is {found[:12]}..., and the hub says "
-            f"{promised[:12]}...; delete it from the hub cache and download it again"
+            f"{str(promised)[:12]}...; delete it from the hub cache and download it again"
         )
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from weightguard.checkpoint import strict_json
 from weightguard.checkpoint.config import check_config
+from weightguard.checkpoint.digests import digest_of
 from weightguard.checkpoint.header import FLOATS, Header, TensorInfo
-from weightguard.checkpoint.hub import Resolved, allowed_target
+from weightguard.checkpoint.hub import Resolved, allowed_target, check_sha256, promised_sha256
 from weightguard.checkpoint.layout import ADAPTER, Layout, opened, read_layout
 from weightguard.checkpoint.naming import unpacked
 from weightguard.errors import CheckpointError, SystemFailure, UnsupportedError
@@ -87,6 +88,18 @@ class Checkpoint:
     def opened(self, file: str) -> AbstractContextManager[int]:
         """A descriptor of a weight file that is what it was when its header was read, before and after."""
         return opened(self.directory, file, self.headers[file].state)
+
+    @property
+    def promised(self) -> list[str]:
+        """The weight files whose sha256 the hub says."""
+        return [file for file in self.layout.files if promised_sha256(self.directory / file, self.directory)]
+
+    def check_promised(self, step: Callable[[int], None]) -> None:
+        """Read all of these files: each is what the hub says. `step` takes the bytes of one. Error: CheckpointError."""
+        for file in self.promised:
+            with self.opened(file) as descriptor, os.fdopen(os.dup(descriptor), "rb") as stream:
+                check_sha256(self.directory / file, self.directory, digest_of(stream, file))
+                step(os.fstat(descriptor).st_size)
 
     def check_unchanged(self) -> None:
         """Every weight file is still what it was when its header was read. Error: CheckpointError."""

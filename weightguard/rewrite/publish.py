@@ -52,6 +52,7 @@ def rewrite(
     total = sum(info.nbytes for info in sources.model.tensors.values())
     stage = Stage(target, force=options.force, resume=options.resume)
     check_space(target.parent, total + beside + _slack(total) - stage.left_over())
+    check_references(sources, progress)
     with stage:
         journal = Journal(stage.path, plan, sources, inputs)
         kept = _kept(journal, stage) if options.resume else Written()
@@ -72,6 +73,14 @@ def rewrite(
         journal.remove()
         stage.publish()
     return manifest
+
+
+def check_references(sources: Sources, progress: Progress) -> None:
+    """The output may hold bytes of the references, of which not all are read: whole, where the hub says their sha256."""
+    sizes = [t.nbytes for side in sources.references for t in side.tensors.values() if t.file in side.promised]
+    step = counted(progress, "check", sum(sizes))
+    for side in sources.references:
+        side.check_promised(step)
 
 
 def _slack(total: int) -> int:
