@@ -116,7 +116,11 @@ CONFIGS: dict[str, tuple[dict[str, Any], type, str]] = {
         CheckpointError,
         f"{J}lora_alpha [] for {Q} is not a usable number",
     ),
-    "patterns in a list": ({"rank_pattern": ["q"]}, CheckpointError, f"{J}rank_pattern is not an object"),
+    "patterns in a list": (
+        {"rank_pattern": ["q"]},
+        CheckpointError,
+        f'{J}rank_pattern is ["q"]; it must be a table of ranks by module',
+    ),
     "pattern that is none": (
         {"alpha_pattern": {"(": 4}},
         CheckpointError,
@@ -263,7 +267,8 @@ LEFT_OUT: list[dict[str, Any]] = [
     {"layers_to_transform": [0], "layers_pattern": "zz"},
 ]  # fmt: skip
 ADAPTED: list[dict[str, Any]] = [
-    {"target_modules": None}, {"target_modules": "all-linear"}, {"target_modules": ".*q_proj"}, {"target_modules": [Q]},
+    {"target_modules": None}, {"target_modules": "all-linear"}, {"target_modules": "All-Linear"},
+    {"target_modules": ".*q_proj"}, {"target_modules": [Q]},
     {"exclude_modules": ["v_proj", "proj", "q"]}, {"exclude_modules": "q_proj"}, {"exclude_modules": ""},
     {"modules_to_save": ["lm_head", "q"]}, {"layers_to_transform": 0}, {"layers_to_transform": [], "layers_pattern": ""},
     {"layers_to_transform": [0], "layers_pattern": ["h", "layers"]}, {"init_lora_weights": "Gaussian", "bias": "all"},

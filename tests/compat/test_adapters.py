@@ -444,6 +444,10 @@ ODD: list[dict[str, Any]] = [
     *({"layers_to_transform": [0, 1], "layers_pattern": value} for value in (None, "", "layers", ["layers"], "zz", 5)),
     *({"lora_dropout": value} for value in (0, 1, 0.5, 2, None, "x")),
     {"target_modules": ".*", "layers_to_transform": 0}, {"bias": "all"}, {"init_lora_weights": "gaussian"},
+    *({"init_lora_weights": value} for value in ("EVA", "eva", "Gaussian", "MICA", "mica", "Orthogonal", "orthogonal")),
+    *({key: value} for key in ("rank_pattern", "alpha_pattern") for value in (None, [], {}, "x", 5)),
+    *({"task_type": value} for value in (None, "FOO", 5, [], *("CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"))),
+    {"target_modules": "ALL-LINEAR"},
 ]  # fmt: skip
 
 

@@ -108,8 +108,6 @@ def _scaling(config: dict, module: str, rank: int) -> float:
 def _by_pattern(config: dict, key: str, module: str, default: object) -> object:
     """peft's rule: the first pattern that matches a suffix of the module path wins, else the common value."""
     patterns = config.get(key) or {}
-    if not isinstance(patterns, dict):
-        raise CheckpointError(f"adapter_config.json: {key} is not an object")
     for pattern, value in patterns.items():
         if _matches(pattern, module, key):
             return value

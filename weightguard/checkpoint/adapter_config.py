@@ -18,6 +18,7 @@ _REFUSED = (
 # Initialisations that rewrite the base when the adapter is loaded, and those that do not.
 _REWRITES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 _KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica")
+_TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 ALL_LINEAR = "all-linear"
 
 
@@ -46,7 +47,9 @@ def _is_names(value: object) -> bool:
 
 
 def _is_start(value: object) -> bool:
-    return value is None or isinstance(value, bool) or (isinstance(value, str) and value.lower() in ("", *_KEEPS_BASE))
+    if value is None or isinstance(value, bool):
+        return True
+    return isinstance(value, str) and (value in ("", *_KEEPS_BASE) or value.lower() == "gaussian")  # as peft compares
 
 
 def _is_layers(value: object) -> bool:
@@ -67,6 +70,9 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "bias": (lambda value: value in ("none", "all", "lora_only"), "it must be none, all or lora_only"),
     "init_lora_weights": (_is_start, f"it must be true, false or one of {', '.join(_KEEPS_BASE)}"),
     "use_rslora": (lambda value: value is None or isinstance(value, bool), "it must be true or false"),
+    "rank_pattern": (lambda value: isinstance(value, dict), "it must be a table of ranks by module"),
+    "alpha_pattern": (lambda value: isinstance(value, dict), "it must be a table of alphas by module"),
+    "task_type": (lambda value: value is None or value in _TASKS, f"it must be null or one of {', '.join(_TASKS)}"),
     "lora_dropout": (_is_share, "it must be a number from 0 to 1"),
 }  # fmt: skip
 
@@ -122,7 +128,7 @@ def _is_left_out(config: Mapping[str, object], module: str) -> bool:
 
 def _is_targeted(config: Mapping[str, object], module: str) -> bool:
     targets = config.get("target_modules")
-    if targets is None or targets == ALL_LINEAR:  # peft asks the base
+    if targets is None or str(targets).lower() == ALL_LINEAR:  # peft asks the base
         return True
     if isinstance(targets, str):
         return re.fullmatch(targets, module) is not None
