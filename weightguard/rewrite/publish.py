@@ -77,7 +77,7 @@ def rewrite(
 
 def check_references(sources: Sources, progress: Progress) -> None:
     """The output may hold bytes of the references, of which not all are read: whole, where the hub says their sha256."""
-    sizes = [t.nbytes for side in sources.references for t in side.tensors.values() if t.file in side.promised]
+    sizes = [side.headers[file].state.size for side in sources.references for file in side.promised]
     step = counted(progress, "check", sum(sizes))
     for side in sources.references:
         side.check_promised(step)
